@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port every device manager implements: plain values in, plain values out, no database, web or queue."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol
+from uuid import UUID
+
+from app.connectors.packages import Package, PackageKind
+
+__all__ = [
+    "Action",
+    "App",
+    "Assignment",
+    "Connector",
+    "DeviceReport",
+    "Health",
+    "InstallState",
+    "Manifest",
+    "Member",
+    "Package",
+    "PackageKind",
+    "Plane",
+    "Target",
+    "TargetKind",
+    "UploadProgress",
+    "Verified",
+]
+
+
+class Plane(StrEnum):
+    """The device managers this product knows by name."""
+
+    INTUNE = "intune"
+    JAMF = "jamf"
+    SCCM = "sccm"
+    LANDSCAPE = "landscape"
+    ANSIBLE = "ansible"
+
+
+class Action(StrEnum):
+    """The changes that may be asked of a plane: the actions of the effects ledger."""
+
+    PUBLISH = "publish"
+    UPLOAD = "upload"
+    ASSIGN = "assign"
+    UNASSIGN = "unassign"
+    REMOVE = "remove"
+
+
+class TargetKind(StrEnum):
+    """What a ring is called on a plane: a group (Intune, Jamf), a collection, a tag or an inventory."""
+
+    GROUP = "group"
+    COLLECTION = "collection"
+    TAG = "tag"
+    INVENTORY = "inventory"
+
+
+class InstallState(StrEnum):
+    """What a plane says of one device and one application version.
+
+    ``NOT_INSTALLED`` is an answer (it is not there), ``PENDING`` is the lack of one.
+    """
+
+    PENDING = "pending"
+    INSTALLING = "installing"
+    INSTALLED = "installed"
+    FAILED = "failed"
+    NOT_INSTALLED = "not_installed"
+    REMOVE_FAILED = "remove_failed"
+    UNREACHABLE = "unreachable"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a plane can do, known without calling it. ``capabilities`` are named; what is not named is absent."""
+
+    plane: Plane
+    title: str
+    package_kinds: frozenset[PackageKind]
+    target_kinds: frozenset[TargetKind]
+    capabilities: frozenset[str]
+    max_concurrency: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The devices of one ring, in the plane's own words."""
+
+    kind: TargetKind
+    ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What is published: ``key`` is the effect's key and goes out as ``X-Effect-Key`` on every request made for it.
+
+    ``marker`` is stable for the deployment on this plane (``<deployment>/<plane>``); the connector keeps it inside
+    the vendor's object, so that the object is found again before a second one is made.
+    """
+
+    key: str
+    marker: str
+    name: str
+    version: str
+    package: Package
+    correlation_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One application put on, or taken off, one target. ``previous_id`` is the version a removal returns to."""
+
+    key: str
+    external_id: str
+    target: Target
+    correlation_id: UUID
+    previous_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadProgress:
+    """How far an upload has come. ``checkpoint`` is JSON that ``upload`` takes back, on any machine; never a secret."""
+
+    checkpoint: Mapping[str, Any]
+    sent_bytes: int
+    total_bytes: int
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device that a target holds now; ``last_seen`` is when the plane last heard of it, aware UTC."""
+
+    device_id: str
+    name: str
+    last_seen: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What the plane says of one device; ``error_code`` is the vendor's own, ``version`` what is there if known."""
+
+    device_id: str
+    name: str
+    state: InstallState
+    detail: str | None = None
+    error_code: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The answer to a real call: ``detail`` tells what was asked and who answered."""
+
+    detail: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What the plane has, asked after a lost answer: the effect ``holds``, and the object's id if there is one."""
+
+    holds: bool
+    external_id: str | None = None
+
+
+class Connector(Protocol):
+    """One device manager. Every method may be repeated; every error is one of ``app.resilience.errors``.
+
+    Sequences that may be long come in pages (async iterators of sequences), so that memory stays constant.
+    """
+
+    manifest: ClassVar[Manifest]
+    base_url: str
+
+    async def check(self) -> Health:
+        """Prove by a harmless call that the plane answers and accepts the credentials."""
+        ...
+
+    async def publish(self, app: App) -> str:
+        """Find the application by its marker or create it; the vendor's id. A repeat finds it."""
+        ...
+
+    def upload(self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None) -> AsyncIterator[UploadProgress]:
+        """Send the package's content, continuing from ``checkpoint``; progress at least every few seconds.
+
+        The caller may stop between two values and go on later, elsewhere. The last value is ``done``.
+        A plane without content yields one value that is done.
+        """
+        ...
+
+    async def assign(self, assignment: Assignment) -> str:
+        """Require the application on the target, beside whatever else is assigned; the assignment's id."""
+        ...
+
+    async def remove(self, assignment: Assignment) -> str:
+        """Uninstall from the target and require ``previous_id`` there if given; the uninstall assignment's id."""
+        ...
+
+    async def unassign(self, assignment: Assignment) -> None:
+        """Take back what ``assign`` or ``remove`` put on the target, and nothing else."""
+        ...
+
+    def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
+        """The devices the target holds now, in pages."""
+        ...
+
+    def status(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
+        """What every device that has the application assigned reports, in pages."""
+        ...
+
+    async def find_version(self, name: str, version: str) -> str | None:
+        """The id of a usable published application of that name and version, ours or not; None where there is none."""
+        ...
+
+    async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
+        """Ask what the plane has of an effect whose answer was lost. Reads only.
+
+        ``app`` locates publish and upload, ``assignment`` the other three.
+        """
+        ...

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong inside the control plane, by kind. HTTP statuses are paired with these in ``app.api.problems``."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing that is wrong with the input: an RFC 6901 ``pointer`` into the body and a sentence."""
+
+    pointer: str
+    detail: str
+
+
+class ControlPlaneError(Exception):
+    """Root of the domain's errors. ``code`` is public and never renamed."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str, **context: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.context = context
+
+
+class NotFound(ControlPlaneError):
+    """No such resource, or none that the caller may see."""
+
+    code = "not_found"
+
+
+class Conflict(ControlPlaneError):
+    """The request is well formed, but not legal in the state things are in."""
+
+    code = "conflict"
+
+
+class IllegalTransition(Conflict):
+    """A command that the present state does not allow; the detail names the state."""
+
+    code = "illegal_transition"
+
+
+class ActiveDeploymentExists(Conflict):
+    """The application is being deployed to that plane already."""
+
+    code = "active_deployment_exists"
+
+
+class IdempotencyKeyReused(Conflict):
+    """The same key came with another body."""
+
+    code = "idempotency_key_reused"
+
+
+class VersionMismatch(ControlPlaneError):
+    """``If-Match`` names a version that is not the current one."""
+
+    code = "version_mismatch"
+
+
+class Invalid(ControlPlaneError):
+    """The input breaks a rule; ``errors`` names each field and the rule."""
+
+    code = "invalid"
+
+    def __init__(self, detail: str, *errors: FieldError, **context: object) -> None:
+        super().__init__(detail, **context)
+        self.errors = errors
+
+
+class TargetNotSet(Invalid):
+    """A lane has no target on its plane."""
+
+    code = "target_not_set"
+
+
+class PlaneNotConfigured(Invalid):
+    """The plane has no settings in this installation."""
+
+    code = "plane_not_configured"
+
+
+class IdempotencyKeyRequired(Invalid):
+    """This call creates something and must carry an ``Idempotency-Key``."""
+
+    code = "idempotency_key_required"
+
+
+class Unauthenticated(ControlPlaneError):
+    """No token, or one that is unknown, expired or revoked."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ControlPlaneError):
+    """The caller's role does not have the permission."""
+
+    code = "forbidden"
+
+
+class Unavailable(ControlPlaneError):
+    """Something the service cannot do without is down; ``retry_after`` is in seconds."""
+
+    code = "unavailable"
+
+    def __init__(self, detail: str, *, retry_after: float = 5.0, **context: object) -> None:
+        super().__init__(detail, **context)
+        self.retry_after = retry_after
+
+
+class LeaseLost(ControlPlaneError):
+    """Another worker holds the operation now: whatever this one was doing must not be written."""
+
+    code = "lease_lost"

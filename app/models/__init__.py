@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every table, imported so that the metadata is whole."""
+
+from app.models.account import ApiToken, IdempotencyKey, Role
+from app.models.base import Base, new_id
+from app.models.deployment import (
+    Connectivity,
+    Deployment,
+    DeploymentPlane,
+    DeploymentStatus,
+    DeviceResult,
+    DeviceState,
+    LaneStatus,
+    Promotion,
+    Ring,
+    RingDeployment,
+    RingTarget,
+)
+from app.models.event import Event
+from app.models.operation import Effect, EffectState, Operation, OperationStatus
+
+__all__ = [
+    "ApiToken",
+    "Base",
+    "Connectivity",
+    "Deployment",
+    "DeploymentPlane",
+    "DeploymentStatus",
+    "DeviceResult",
+    "DeviceState",
+    "Effect",
+    "EffectState",
+    "Event",
+    "IdempotencyKey",
+    "LaneStatus",
+    "Operation",
+    "OperationStatus",
+    "Promotion",
+    "Ring",
+    "RingDeployment",
+    "RingTarget",
+    "Role",
+    "new_id",
+]

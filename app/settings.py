@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one settings tree, and the only reader of the environment. Names are ``EUCORA_…``, nested with ``__``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Part(BaseModel):
+    """A branch of the tree: frozen, and strict about names so that a misspelt variable is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(Part):
+    """Limits of every PostgreSQL connection, in seconds (``resilience``: the server's error must win over ours)."""
+
+    connect_timeout: PositiveFloat = 10.0
+    statement_timeout: PositiveFloat = 30.0
+    lock_timeout: PositiveFloat = 5.0
+    idle_in_transaction_timeout: PositiveFloat = 60.0
+    command_timeout: PositiveFloat = 35.0
+    pool_size: PositiveInt = 10
+    max_overflow: int = Field(default=10, ge=0)
+    pool_timeout: PositiveFloat = 5.0
+
+
+class WorkerSettings(Part):
+    """How a worker process behaves; times in seconds. ``completion_wait`` is granted to running jobs on SIGTERM."""
+
+    lease: PositiveFloat = 15.0
+    heartbeat: PositiveFloat = 5.0
+    poll: PositiveFloat = 0.1
+    relay_interval: PositiveFloat = 0.5
+    ring_again: PositiveFloat = 10.0
+    max_jobs: PositiveInt = 20
+    rollback_jobs: PositiveInt = 5
+    completion_wait: PositiveFloat = 25.0
+
+    @model_validator(mode="after")
+    def heartbeat_within_lease(self) -> Self:
+        """Two heartbeats may be lost before a lease ends."""
+        if self.heartbeat * 2 > self.lease:
+            raise ValueError("heartbeat must be at most half the lease")
+        return self
+
+
+class Settings(BaseSettings):
+    """Everything that may be set from outside. A plane without settings is not configured, and says so."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EUCORA_", env_nested_delimiter="__", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    bootstrap_token: SecretStr | None = None
+    data_dir: Path = Path(".eucora")
+    gate_policy: str = "standard"
+    package_roots: Annotated[tuple[Path, ...] | None, NoDecode] = None
+    planes: dict[str, dict[str, SecretStr]] = Field(default_factory=dict)
+    sandbox_url: str | None = None
+    database: DatabaseSettings = DatabaseSettings()
+    worker: WorkerSettings = WorkerSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="before")
+    @classmethod
+    def split_roots(cls, values: dict[str, object]) -> dict[str, object]:
+        """``EUCORA_PACKAGE_ROOTS`` is a list of folders, separated like ``PATH``."""
+        roots = values.get("package_roots")
+        if isinstance(roots, str):
+            values["package_roots"] = tuple(Path(root) for root in roots.split(os.pathsep) if root)
+        return values
