@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to PostgreSQL: their URL, their limits and when they are pinged."""
+
+import time
+from typing import Any
+
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from app.errors import Invalid
+from app.settings import DatabaseSettings, Settings
+
+
+def database_url(settings: Settings) -> URL:
+    """The setting as SQLAlchemy wants it: any PostgreSQL scheme, spoken by asyncpg.
+
+    Raises:
+        Invalid: the setting is missing or no PostgreSQL URL.
+    """
+    if settings.database_url is None:
+        raise Invalid("EUCORA_DATABASE_URL is not set")
+    url = make_url(settings.database_url.get_secret_value())
+    if url.get_backend_name() != "postgresql":
+        raise Invalid("EUCORA_DATABASE_URL must be a postgresql:// URL")
+    return url.set(drivername="postgresql+asyncpg")
+
+
+def open_engine(url: URL, limits: DatabaseSettings, *, process: str) -> AsyncEngine:
+    """A pool for transactions: each connection is pinged at checkout and carries the limits and the process's name."""
+    return create_async_engine(url, pool_pre_ping=True, **_pool(limits, process))
+
+
+def open_accept_engine(url: URL, limits: DatabaseSettings, *, process: str) -> AsyncEngine:
+    """A pool for single statements, each its own transaction; pinged only after it was idle for 10 s."""
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT", **_pool(limits, process))
+    ping_when_idle(engine)
+    return engine
+
+
+def _pool(limits: DatabaseSettings, process: str) -> dict[str, Any]:
+    return dict(  # noqa: C408 - keyword arguments of create_async_engine
+        pool_size=limits.pool_size,
+        max_overflow=limits.max_overflow,
+        pool_timeout=limits.pool_timeout,
+        pool_recycle=1800,
+        connect_args={
+            "timeout": limits.connect_timeout,
+            "command_timeout": limits.command_timeout,
+            "server_settings": {
+                "application_name": f"eucora {process}",
+                "statement_timeout": _milliseconds(limits.statement_timeout),
+                "lock_timeout": _milliseconds(limits.lock_timeout),
+                "idle_in_transaction_session_timeout": _milliseconds(limits.idle_in_transaction_timeout),
+                "jit": "off",
+            },
+        },
+    )
+
+
+def ping_when_idle(engine: AsyncEngine, *, idle: float = 10.0) -> None:
+    """Ping a pooled connection at checkout, but not one that was used in the last ``idle`` seconds.
+
+    SQLAlchemy's own pre-ping costs a round trip on every checkout, which is most of what a hot statement costs.
+    """
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def used(_: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        record.info["used"] = time.monotonic()
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def ping(connection: DBAPIConnection, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        if time.monotonic() - record.info.get("used", time.monotonic()) < idle:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError from error  # the pool drops this connection and takes another
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
