@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers of a test run, and databases cloned from a template that the migrations built."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+from sqlalchemy import URL, make_url
+
+from app import admin
+from app.data_folder import DataFolder, open_data_folder
+from app.embedded import embedded_postgres, embedded_valkey
+
+numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the run's servers are: a PostgreSQL URL whose user may create databases, and a Redis URL."""
+
+    database_url: str
+    redis_url: str
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for servers, through which their account may pass; removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="eucora-tests-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def scratch_data_folder() -> Iterator[DataFolder]:
+    """A data directory that leaves nothing behind."""
+    with scratch_folder() as folder, open_data_folder(folder / "data", report=print) as place:
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place.home)
+
+
+@asynccontextmanager
+async def open_servers() -> AsyncIterator[Servers]:
+    """Embedded servers, or those that ``EUCORA_TEST_DATABASE_URL`` and ``EUCORA_TEST_REDIS_URL`` name."""
+    database_url, redis_url = (
+        os.environ.get("EUCORA_TEST_DATABASE_URL"),
+        os.environ.get("EUCORA_TEST_REDIS_URL"),
+    )
+    if database_url and redis_url:
+        yield Servers(database_url, redis_url)
+        return
+    with scratch_data_folder() as place:
+        async with (
+            embedded_postgres(place, report=print, durable=False) as postgres,
+            embedded_valkey(place, report=print, durable=False) as valkey,
+        ):
+            yield Servers(database_url or postgres.url, redis_url or valkey.url)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An empty database at the newest revision, from which others are cloned."""
+
+    server: URL
+    name: str
+    clone: str
+
+    @asynccontextmanager
+    async def cloned(self) -> AsyncIterator[str]:
+        """The URL of a fresh copy; dropped at the end, whoever is still connected."""
+        name = f"{self.name}_{next(numbers)}"
+        await execute(self.server, self.clone.format(name=name))
+        try:
+            yield self.server.set(database=name).render_as_string(hide_password=False)
+        finally:
+            await execute(self.server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@asynccontextmanager
+async def open_template(server_url: str) -> AsyncIterator[Template]:
+    """Build the template through the migrations."""
+    server, name = make_url(server_url), f"eucora_test_{os.getpid()}"
+    await execute(server, f'CREATE DATABASE "{name}"')
+    try:
+        await admin.migrate(server.set(drivername="postgresql+asyncpg", database=name))
+        yield Template(server, name, await clone_statement(server, name))
+    finally:
+        await execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def clone_statement(server: URL, template: str) -> str:
+    """The fastest way to copy on this server."""
+    connection = await connect(server)
+    major = connection.get_server_version().major
+    await connection.close()
+    strategy = " STRATEGY WAL_LOG" if major >= 15 else ""
+    return f'CREATE DATABASE "{{name}}" TEMPLATE "{template}"{strategy}'
+
+
+async def execute(server: URL, statement: str) -> None:
+    """Run one statement on the server's own database."""
+    connection = await connect(server)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def connect(url: URL) -> asyncpg.Connection:
+    """A plain connection."""
+    return await asyncpg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))

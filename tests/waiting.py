@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for a condition instead of for a time."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[T] | T],
+    *,
+    within: float,
+    until: Callable[[T], bool] = bool,
+    every: float = 0.02,
+) -> T:
+    """Ask ``condition`` until its answer satisfies ``until`` (by default: is true), and return that answer.
+
+    Raises:
+        AssertionError: it did not within ``within`` seconds; the message has the last answer.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        answer = condition()
+        value: T = await answer if inspect.isawaitable(answer) else answer
+        if until(value):
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still {value!r} after {within} s")
+        await asyncio.sleep(every)
