@@ -63,7 +63,9 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, *, process: str, clock: Clock = system_clock) -> AsyncIterator[Runtime]:
+async def open_runtime(
+    settings: Settings, *, process: str, clock: Clock = system_clock
+) -> AsyncIterator[Runtime]:
     """Build the runtime of one process; nothing is connected until it is used.
 
     Raises:

@@ -52,7 +52,11 @@ class Settings(BaseSettings):
     """Everything that may be set from outside. A plane without settings is not configured, and says so."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EUCORA_", env_nested_delimiter="__", frozen=True, extra="forbid", hide_input_in_errors=True
+        env_prefix="EUCORA_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
     )
 
     database_url: SecretStr | None = None

@@ -187,7 +187,9 @@ class Connector(Protocol):
         """Find the application by its marker or create it; the vendor's id. A repeat finds it."""
         ...
 
-    def upload(self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None) -> AsyncIterator[UploadProgress]:
+    def upload(
+        self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
+    ) -> AsyncIterator[UploadProgress]:
         """Send the package's content, continuing from ``checkpoint``; progress at least every few seconds.
 
         The caller may stop between two values and go on later, elsewhere. The last value is ``done``.

@@ -122,7 +122,9 @@ def _criteria(counts: Counts, gate: Gate, soaked: timedelta) -> tuple[Criterion,
             success,
             passed=some and counts.succeeded >= _share(gate.min_success_rate, counts.targeted),
         ),
-        Criterion("min_reported", gate.min_reported, counts.reported, passed=counts.reported >= gate.min_reported),
+        Criterion(
+            "min_reported", gate.min_reported, counts.reported, passed=counts.reported >= gate.min_reported
+        ),
         Criterion("soak", gate.soak.total_seconds(), soaked.total_seconds(), passed=soaked >= gate.soak),
     )
 
@@ -205,7 +207,10 @@ class GatePolicy:
             measure_first=timedelta(seconds=float(document["measure_first"])),
             measure_later=timedelta(seconds=float(document["measure_later"])),
             connectivity=MappingProxyType(
-                {kind: timedelta(seconds=float(document["connectivity"][kind.value])) for kind in Connectivity}
+                {
+                    kind: timedelta(seconds=float(document["connectivity"][kind.value]))
+                    for kind in Connectivity
+                }
             ),
         )
 

@@ -45,15 +45,26 @@ def score(factors: Mapping[str, float]) -> Score:
     contributions = {name: weight * Decimal(repr(float(factors[name]))) for name, weight in WEIGHTS.items()}
     total = min(max(sum(contributions.values(), Decimal(0)), Decimal(0)), Decimal(100))
     breakdown = tuple(
-        {"factor": name, "weight": weight, "value": float(factors[name]), "contribution": float(contributions[name])}
+        {
+            "factor": name,
+            "weight": weight,
+            "value": float(factors[name]),
+            "contribution": float(contributions[name]),
+        }
         for name, weight in WEIGHTS.items()
     )
     return Score(int(total.quantize(Decimal(1), ROUND_HALF_UP)), breakdown)
 
 
 def _errors(factors: Mapping[str, float]) -> list[FieldError]:
-    missing = [FieldError(f"/risk_factors/{name}", "this factor is required") for name in WEIGHTS if name not in factors]
-    unknown = [FieldError(f"/risk_factors/{name}", "no such factor") for name in factors if name not in WEIGHTS]
+    missing = [
+        FieldError(f"/risk_factors/{name}", "this factor is required")
+        for name in WEIGHTS
+        if name not in factors
+    ]
+    unknown = [
+        FieldError(f"/risk_factors/{name}", "no such factor") for name in factors if name not in WEIGHTS
+    ]
     outside = [
         FieldError(f"/risk_factors/{name}", "must be between 0 and 1")
         for name, value in factors.items()

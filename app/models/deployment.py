@@ -133,7 +133,9 @@ class Deployment(Base):
     updated_at: Mapped[Created]
     finished_at: Mapped[Instant | None]
 
-    deployment_planes: Mapped[list["DeploymentPlane"]] = relationship(lazy="raise", order_by="DeploymentPlane.plane")
+    deployment_planes: Mapped[list["DeploymentPlane"]] = relationship(
+        lazy="raise", order_by="DeploymentPlane.plane"
+    )
     lanes: Mapped[list["RingDeployment"]] = relationship(
         lazy="raise", order_by="(RingDeployment.position, RingDeployment.plane)"
     )
@@ -153,7 +155,9 @@ class DeploymentPlane(Base):
         ),
     )
 
-    deployment_id: Mapped[UUID] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"), primary_key=True)
+    deployment_id: Mapped[UUID] = mapped_column(
+        ForeignKey("deployments.id", ondelete="CASCADE"), primary_key=True
+    )
     plane: Mapped[str] = mapped_column(primary_key=True)
     app_name: Mapped[str]
     package: Mapped[Json]
@@ -207,6 +211,7 @@ class RingDeployment(Base):
     error: Mapped[Json | None]
     soak_elapsed: Mapped[timedelta] = mapped_column(server_default=text("'0'"))
     waited: Mapped[timedelta] = mapped_column(server_default=text("'0'"))
+    waiting_since: Mapped[Instant | None]
     started_at: Mapped[Instant | None]
     pushed_at: Mapped[Instant | None]
     measured_at: Mapped[Instant | None]
@@ -222,7 +227,9 @@ class DeviceResult(Base):
     __tablename__ = "device_results"
     __table_args__ = (Index("ix_device_results_lane_state", "lane_id", "state", "device_id"),)
 
-    lane_id: Mapped[UUID] = mapped_column(ForeignKey("ring_deployments.id", ondelete="CASCADE"), primary_key=True)
+    lane_id: Mapped[UUID] = mapped_column(
+        ForeignKey("ring_deployments.id", ondelete="CASCADE"), primary_key=True
+    )
     device_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
     state: Mapped[DeviceState] = mapped_column(

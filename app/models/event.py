@@ -15,7 +15,9 @@ class Event(Base):
     __tablename__ = "events"
     __table_args__ = (CheckConstraint("sequence >= 1", name="sequence"),)
 
-    deployment_id: Mapped[UUID] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"), primary_key=True)
+    deployment_id: Mapped[UUID] = mapped_column(
+        ForeignKey("deployments.id", ondelete="CASCADE"), primary_key=True
+    )
     sequence: Mapped[int] = mapped_column(primary_key=True)
     type: Mapped[str]
     actor: Mapped[str]

@@ -47,9 +47,15 @@ class Operation(Base):
         CheckConstraint("deferrals >= 0", name="deferrals"),
         CheckConstraint("fence >= 0", name="fence"),
         CheckConstraint(
-            "(status = 'RUNNING') = (lease_until IS NOT NULL AND lease_owner IS NOT NULL)", name="lease_while_running"
+            "(status = 'RUNNING') = (lease_until IS NOT NULL AND lease_owner IS NOT NULL)",
+            name="lease_while_running",
         ),
-        Index("ix_operations_due", "queue", "run_after", postgresql_where=text("status IN ('QUEUED', 'WAITING')")),
+        Index(
+            "ix_operations_due",
+            "queue",
+            "run_after",
+            postgresql_where=text("status IN ('QUEUED', 'WAITING')"),
+        ),
         Index("ix_operations_leases", "lease_until", postgresql_where=text("status = 'RUNNING'")),
         Index("ix_operations_deadline", "deadline", postgresql_where=text("status IN ('QUEUED', 'WAITING')")),
         Index("ix_operations_created", text("created_at DESC"), text("id DESC")),
@@ -61,7 +67,9 @@ class Operation(Base):
     queue: Mapped[str]
     subject_type: Mapped[str]
     subject_id: Mapped[str]
-    deployment_id: Mapped[UUID | None] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"), index=True)
+    deployment_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("deployments.id", ondelete="CASCADE"), index=True
+    )
     args: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     status: Mapped[OperationStatus] = mapped_column(
         enum_column(OperationStatus, "operation_status"), server_default=OperationStatus.QUEUED.value

@@ -329,6 +329,7 @@ def upgrade() -> None:
         sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("soak_elapsed", sa.Interval(), server_default=sa.text("'0'"), nullable=False),
         sa.Column("waited", sa.Interval(), server_default=sa.text("'0'"), nullable=False),
+        sa.Column("waiting_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("pushed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("measured_at", sa.DateTime(timezone=True), nullable=True),

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deployments: read, lock, move from state to state and from ring to ring."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
+
+from app.domain import events, operations, rollout
+from app.domain.events import SYSTEM
+from app.domain.gates import GatePolicy
+from app.domain.operations import OperationKind, Subject
+from app.errors import ActiveDeploymentExists, IllegalTransition, Invalid, NotFound, VersionMismatch
+from app.models import (
+    Deployment,
+    DeploymentPlane,
+    DeploymentStatus,
+    LaneStatus,
+    Promotion,
+    Ring,
+    RingDeployment,
+)
+
+RECENT = (Deployment.created_at.desc(), Deployment.id.desc())
+
+
+async def get(session: AsyncSession, deployment_id: UUID) -> Deployment:
+    """One deployment with its lanes, in order of rings and planes.
+
+    Raises:
+        NotFound: no such deployment.
+    """
+    query = select(Deployment).where(Deployment.id == deployment_id).options(selectinload(Deployment.lanes))
+    deployment = (await session.scalars(query.execution_options(populate_existing=True))).one_or_none()
+    if deployment is None:
+        raise NotFound(f"there is no deployment {deployment_id}")
+    return deployment
+
+
+async def lock(session: AsyncSession, deployment_id: UUID, *, version: int | None = None) -> Deployment:
+    """The same, with the deployment's row locked until the transaction ends: whoever moves it or a lane does this first.
+
+    Raises:
+        NotFound: no such deployment.
+        VersionMismatch: ``version`` is given and is not the current one.
+    """
+    query = select(Deployment.id).where(Deployment.id == deployment_id).with_for_update(key_share=True)
+    await session.execute(query)
+    deployment = await get(session, deployment_id)
+    if version is not None and version != deployment.version:
+        raise VersionMismatch(f"the deployment is at version {deployment.version}, not {version}")
+    return deployment
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list of deployments is narrowed by; None does not narrow."""
+
+    status: DeploymentStatus | None = None
+    app_name: str | None = None
+    target_ring: Ring | None = None
+    plane: str | None = None
+    correlation_id: UUID | None = None
+    created_after: datetime | None = None
+
+
+async def page(
+    session: AsyncSession, filters: Filters, *, before: tuple[datetime, UUID] | None = None, limit: int
+) -> tuple[Sequence[Deployment], tuple[datetime, UUID] | None]:
+    """Up to ``limit`` deployments with their lanes, newest first, and the key to go on from, None at the end."""
+    query = select(Deployment).options(selectinload(Deployment.lanes)).order_by(*RECENT).limit(limit + 1)
+    exact = {
+        name: value
+        for name in ("status", "app_name", "target_ring", "correlation_id")
+        if (value := getattr(filters, name)) is not None
+    }
+    query = query.filter_by(**exact)
+    if filters.plane is not None:
+        query = query.where(Deployment.planes.contains([filters.plane]))
+    if filters.created_after is not None:
+        query = query.where(Deployment.created_at > filters.created_after)
+    if before is not None:
+        query = query.where(tuple_(Deployment.created_at, Deployment.id) < before)
+    rows = (await session.scalars(query)).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return rows[:limit], (last.created_at, last.id) if last else None
+
+
+def policy_of(deployment: Deployment) -> GatePolicy:
+    """The gate policy the deployment was accepted under."""
+    return GatePolicy.from_json(deployment.gates)
+
+
+def ring_lanes(deployment: Deployment, ring: Ring) -> list[RingDeployment]:
+    """The deployment's lanes of one ring."""
+    return [lane for lane in deployment.lanes if lane.ring is ring]
+
+
+def current_ring(deployment: Deployment) -> Ring:
+    """The newest ring that was begun, or the first."""
+    begun = [lane for lane in deployment.lanes if lane.status is not LaneStatus.PENDING]
+    return max(begun, key=lambda lane: lane.position).ring if begun else rollout.RINGS[0]
+
+
+def touch(deployment: Deployment, now: datetime) -> None:
+    """A status, a flag or the plan changed: the version rises."""
+    deployment.version += 1
+    deployment.updated_at = now
+
+
+async def move(
+    session: AsyncSession,
+    deployment: Deployment,
+    status: DeploymentStatus,
+    *,
+    actor: str = SYSTEM,
+    now: datetime,
+    reason: str | None = None,
+) -> None:
+    """Change the state, with its event; a final state lets another deployment of the application start.
+
+    Raises:
+        IllegalTransition: the table does not have the move.
+        ActiveDeploymentExists: it leaves a final state while another deployment of the application is active.
+    """
+    before = deployment.status
+    rollout.check_deployment_move(before, status)
+    deployment.status = status
+    touch(deployment, now)
+    final = status in rollout.FINAL
+    deployment.finished_at = now if final else None
+    if final or before in rollout.FINAL:
+        await _set_active(session, deployment, active=not final)
+    change: dict[str, Any] = {"status": status.value}
+    if reason is not None:
+        change["reason"] = reason
+    told = {"before": {"status": before.value}, "after": change}
+    events.record(session, deployment, f"deployment.{status.value.lower()}", actor=actor, now=now, **told)
+    await session.flush()
+
+
+async def _set_active(session: AsyncSession, deployment: Deployment, *, active: bool) -> None:
+    change = (
+        update(DeploymentPlane).where(DeploymentPlane.deployment_id == deployment.id).values(active=active)
+    )
+    try:
+        async with session.begin_nested():
+            await session.execute(change)
+    except IntegrityError as error:
+        raise ActiveDeploymentExists(f"another deployment of {deployment.app_name} is active") from error
+
+
+async def set_paused(
+    session: AsyncSession,
+    deployment: Deployment,
+    *,
+    paused: bool,
+    actor: str,
+    now: datetime,
+    reason: str | None,
+) -> None:
+    """Set or clear the flag, with its event; nothing happens where it already holds."""
+    if deployment.paused is paused:
+        return
+    before = deployment.paused
+    deployment.paused = paused
+    touch(deployment, now)
+    kind = "deployment.paused" if paused else "deployment.resumed"
+    told = {"before": {"paused": before}, "after": {"paused": paused, "reason": reason}}
+    events.record(session, deployment, kind, actor=actor, now=now, **told)
+    await session.flush()
+
+
+async def move_lane(
+    session: AsyncSession,
+    deployment: Deployment,
+    lane: RingDeployment,
+    status: LaneStatus,
+    *,
+    now: datetime,
+    actor: str = SYSTEM,
+    **told: Any,
+) -> None:
+    """Change a lane's state, with its event; ``told`` is added to the event.
+
+    Raises:
+        IllegalTransition: the table does not have the move.
+    """
+    before = lane.status
+    rollout.check_lane_move(before, status)
+    lane.status = status
+    touch(deployment, now)
+    where = {"ring": lane.ring.value, "plane": lane.plane}
+    events.record(
+        session,
+        deployment,
+        f"lane.{status.value.lower()}",
+        actor=actor,
+        now=now,
+        before={**where, "status": before.value},
+        after={**where, "status": status.value, **told},
+    )
+    await session.flush()
+
+
+async def start_ring(
+    session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime
+) -> list[UUID]:
+    """Queue the push of every lane of a ring; the ids of the operations, in order of planes."""
+    started = []
+    for lane in ring_lanes(deployment, ring):
+        lane.operation_id = await operations.enqueue(
+            session,
+            OperationKind.DEPLOY_TO_CONNECTOR,
+            subject=Subject("lane", str(lane.id)),
+            deployment_id=deployment.id,
+            correlation_id=deployment.correlation_id,
+        )
+        started.append(lane.operation_id)
+    touch(deployment, now)
+    events.record(session, deployment, "ring.started", actor=SYSTEM, now=now, after={"ring": ring.value})
+    await session.flush()
+    return started
+
+
+async def advance(session: AsyncSession, deployment: Deployment, *, now: datetime) -> None:
+    """Go on from the current ring if it may be left: to the next ring, to its CAB decision, or to the end.
+
+    To be called after any lane of the ring changed, with the deployment locked.
+    """
+    ring = current_ring(deployment)
+    statuses = [lane.status for lane in ring_lanes(deployment, ring)]
+    if deployment.status is not DeploymentStatus.DEPLOYING or deployment.paused:
+        return
+    if all(status is LaneStatus.EMPTY_TARGET for status in statuses):
+        reason = f"every target of {ring.value} is empty"
+        await set_paused(session, deployment, paused=True, actor=SYSTEM, now=now, reason=reason)
+    elif rollout.ring_is_left(statuses):
+        await leave_ring(session, deployment, ring, now=now)
+
+
+async def leave_ring(session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime) -> None:
+    """Go on after a ring that passed its gates, unless a person or the CAB has to say so first."""
+    if ring is deployment.target_ring:
+        await move(session, deployment, DeploymentStatus.COMPLETED, now=now)
+    elif awaits_cab(deployment, after=ring):
+        await move(session, deployment, DeploymentStatus.AWAITING_CAB, now=now)
+    elif deployment.promotion is Promotion.AUTOMATIC:
+        await start_ring(session, deployment, following(ring), now=now)
+
+
+def following(ring: Ring) -> Ring:
+    """The ring after this one; there is none after the last."""
+    return rollout.RINGS[rollout.RINGS.index(ring) + 1]
+
+
+def awaits_cab(deployment: Deployment, *, after: Ring) -> bool:
+    """Whether the ring after ``after`` needs a decision of the CAB."""
+    return deployment.requires_cab_approval and rollout.RINGS.index(after) + 1 >= rollout.CAB_FROM
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Why a gate that was not passed is passed over, and until when that holds."""
+
+    reason: str
+    expires_at: datetime
+
+
+async def promote(
+    session: AsyncSession,
+    deployment_id: UUID,
+    *,
+    actor: str,
+    now: datetime,
+    reason: str | None = None,
+    override: Override | None = None,
+    version: int | None = None,
+) -> tuple[Deployment, UUID | None]:
+    """Move on from the current ring by hand; the deployment, and the first operation it started if it did.
+
+    Lanes that are HELD need an ``override``; a ring whose targets are all empty needs a ``reason``. A repeat changes
+    nothing while the next ring is waiting for its first push.
+
+    Raises:
+        NotFound, VersionMismatch: as ``lock``.
+        IllegalTransition: it is in no state to be promoted, or a lane still works.
+        Invalid: the reason or the override is missing, or the override has expired.
+    """
+    deployment = await lock(session, deployment_id, version=version)
+    if deployment.status is not DeploymentStatus.DEPLOYING:
+        raise IllegalTransition(f"the deployment is {deployment.status.value}: only DEPLOYING is promoted")
+    ring = current_ring(deployment)
+    lanes = ring_lanes(deployment, ring)
+    if waiting := _pushes_of_next_ring(deployment, ring):
+        return deployment, waiting[0]
+    await _close_ring(session, deployment, lanes, actor=actor, now=now, reason=reason, override=override)
+    await set_paused(session, deployment, paused=False, actor=actor, now=now, reason=reason)
+    told = {"ring": ring.value, "reason": reason}
+    events.record(session, deployment, "ring.promoted", actor=actor, now=now, after=told)
+    if ring is deployment.target_ring or awaits_cab(deployment, after=ring):
+        await leave_ring(session, deployment, ring, now=now)
+        return deployment, None
+    return deployment, (await start_ring(session, deployment, following(ring), now=now))[0]
+
+
+def _pushes_of_next_ring(deployment: Deployment, ring: Ring) -> list[UUID]:
+    if ring is deployment.target_ring:
+        return []
+    lanes = ring_lanes(deployment, following(ring))
+    return [lane.operation_id for lane in lanes if lane.operation_id is not None]
+
+
+async def _close_ring(
+    session: AsyncSession,
+    deployment: Deployment,
+    lanes: Sequence[RingDeployment],
+    *,
+    actor: str,
+    now: datetime,
+    reason: str | None,
+    override: Override | None,
+) -> None:
+    working = [lane for lane in lanes if lane.status not in rollout.LEFT | {LaneStatus.HELD}]
+    held = [lane for lane in lanes if lane.status is LaneStatus.HELD]
+    if working:
+        lane = working[0]
+        raise IllegalTransition(
+            f"lane {lane.ring.value} on {lane.plane} is {lane.status.value}", status=lane.status.value
+        )
+    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes) and not reason:
+        raise Invalid("every target of this ring is empty: promoting it needs a reason")
+    if held and override is None:
+        raise Invalid(f"lane {held[0].ring.value} on {held[0].plane} is HELD: promoting it needs an override")
+    if held and override is not None and override.expires_at <= now:
+        raise Invalid("the override has expired")
+    for lane in held:
+        told: Mapping[str, Any] = (
+            {"override": override.reason, "expires_at": override.expires_at.isoformat()} if override else {}
+        )
+        await move_lane(session, deployment, lane, LaneStatus.PROMOTED, actor=actor, now=now, **told)

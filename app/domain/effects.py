@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger of changes asked of planes: written before they are sent, one row per key for ever."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Action
+from app.models import Effect, EffectState, Ring, RingDeployment, new_id
+
+ONCE = frozenset({Action.PUBLISH, Action.UPLOAD})
+"""Actions that are done once for all rings of a deployment on a plane."""
+
+OPEN = frozenset({EffectState.PLANNED, EffectState.SENT, EffectState.UNKNOWN})
+TOUCHED = (EffectState.SENT, EffectState.UNKNOWN, EffectState.CONFIRMED)
+"""States in which the plane may have acted."""
+
+
+def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action) -> str:
+    """The key of an effect: the same for every attempt, and for every ring where the action is done once."""
+    scope = f"{deployment_id}/{plane}"
+    return f"{scope}/{action.value}" if action in ONCE else f"{scope}/{ring.value}/{action.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An effect as a job needs it. ``doubtful`` says it was sent before and the outcome is not known: ask first."""
+
+    id: UUID
+    key: str
+    action: Action
+    state: EffectState
+    external_id: str | None
+    checkpoint: dict[str, Any] | None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state is EffectState.CONFIRMED
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it was sent and never confirmed."""
+        return self.state in {EffectState.SENT, EffectState.UNKNOWN}
+
+
+async def plan(session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID) -> Planned:
+    """Write the effect down, or find it if it was planned before; a rejected one is planned anew under its key."""
+    key = effect_key(lane.deployment_id, lane.plane, lane.ring, action)
+    once = action in ONCE
+    statement = insert(Effect).values(
+        id=new_id(),
+        key=key,
+        deployment_id=lane.deployment_id,
+        lane_id=None if once else lane.id,
+        ring=None if once else lane.ring,
+        plane=lane.plane,
+        action=action,
+        operation_id=operation_id,
+    )
+    await session.execute(statement.on_conflict_do_nothing(index_elements=[Effect.key]))
+    effect = (await session.scalars(select(Effect).filter_by(key=key).with_for_update())).one()
+    if effect.state is EffectState.REJECTED:
+        effect.state, effect.error, effect.settled_at = EffectState.PLANNED, None, None
+        effect.operation_id = operation_id
+    return Planned(effect.id, key, action, effect.state, effect.external_id, effect.checkpoint)
+
+
+async def sent(session: AsyncSession, effect_id: UUID, *, operation_id: UUID, now: datetime) -> None:
+    """The request is about to leave: from here on only the plane knows whether it happened."""
+    await session.execute(
+        update(Effect)
+        .where(Effect.id == effect_id, Effect.state.in_(OPEN))
+        .values(state=EffectState.SENT, sent_at=now, operation_id=operation_id)
+    )
+
+
+async def progressed(session: AsyncSession, effect_id: UUID, checkpoint: dict[str, Any]) -> None:
+    """Keep how far an upload has come, so that another job, anywhere, goes on from there."""
+    await session.execute(update(Effect).where(Effect.id == effect_id).values(checkpoint=checkpoint))
+
+
+async def confirmed(
+    session: AsyncSession, effect_id: UUID, *, external_id: str | None, now: datetime
+) -> None:
+    """The plane has it."""
+    await _settle(session, effect_id, EffectState.CONFIRMED, now, external_id=external_id, error=None)
+
+
+async def rejected(session: AsyncSession, effect_id: UUID, *, error: dict[str, Any], now: datetime) -> None:
+    """The plane refused it: nothing happened there."""
+    await _settle(session, effect_id, EffectState.REJECTED, now, error=error)
+
+
+async def unknown(session: AsyncSession, effect_id: UUID, *, error: dict[str, Any]) -> None:
+    """It was sent and the answer never came; not settled: the plane is asked next."""
+    await session.execute(
+        update(Effect)
+        .where(Effect.id == effect_id, Effect.state == EffectState.SENT)
+        .values(state=EffectState.UNKNOWN, error=error)
+    )
+
+
+async def _settle(
+    session: AsyncSession, effect_id: UUID, state: EffectState, now: datetime, **values: Any
+) -> None:
+    await session.execute(
+        update(Effect).where(Effect.id == effect_id).values(state=state, settled_at=now, **values)
+    )
+
+
+async def touched_lanes(session: AsyncSession, deployment_id: UUID) -> frozenset[UUID]:
+    """The lanes whose assignment was sent, whatever became of it: the ones a rollback must act on."""
+    query = select(Effect.lane_id).where(
+        Effect.deployment_id == deployment_id, Effect.action == Action.ASSIGN, Effect.state.in_(TOUCHED)
+    )
+    return frozenset(lane_id for lane_id in await session.scalars(query) if lane_id is not None)
+
+
+async def page(
+    session: AsyncSession, deployment_id: UUID, *, after: UUID | None, limit: int
+) -> tuple[Sequence[Effect], UUID | None]:
+    """Up to ``limit`` effects in the order they were planned, and the id to go on after, None at the end."""
+    query = select(Effect).where(Effect.deployment_id == deployment_id)
+    if after is not None:
+        query = query.where(Effect.id > after)
+    rows = (await session.scalars(query.order_by(Effect.id).limit(limit + 1))).all()
+    return rows[:limit], rows[limit - 1].id if len(rows) > limit else None

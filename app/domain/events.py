@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history of a deployment: written in the transaction of the change it tells, in order, without gaps."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.models import Deployment, Event
+
+SYSTEM = "system"
+"""The actor of what the control plane does by itself."""
+
+
+def record(
+    session: AsyncSession,
+    deployment: Deployment,
+    kind: str,
+    *,
+    actor: str,
+    now: datetime,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> Event:
+    """Add the next event. The caller holds the deployment's row lock, which is what keeps the sequence without gaps."""
+    deployment.event_sequence += 1
+    event = Event(
+        deployment_id=deployment.id,
+        sequence=deployment.event_sequence,
+        type=kind,
+        actor=actor,
+        at=now,
+        before=dict(before) if before is not None else None,
+        after=dict(after) if after is not None else None,
+        correlation_id=deployment.correlation_id,
+    )
+    session.add(event)
+    return event
+
+
+async def page(session: AsyncSession, deployment_id: UUID, *, after: int, limit: int) -> Sequence[Event]:
+    """Up to ``limit`` events with a sequence greater than ``after``, in order."""
+    query = select(Event).where(Event.deployment_id == deployment_id, Event.sequence > after)
+    return (await session.scalars(query.order_by(Event.sequence).limit(limit))).all()
+
+
+async def latest(session: AsyncSession, deployment_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """The sequence of the newest event of each of these deployments; one statement for all that are watched."""
+    query = select(Deployment.id, Deployment.event_sequence).where(Deployment.id.in_(deployment_ids))
+    return {row.id: row.event_sequence for row in await session.execute(query)}

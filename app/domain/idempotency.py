@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Safe repeats: the answer to a request that carried a key is kept with the change it made."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from app.errors import IdempotencyKeyReused
+from app.models import IdempotencyKey
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """Who asked for what: ``digest`` is the SHA-256 of method, path and body, 32 bytes."""
+
+    caller: str
+    key: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """A 2xx answer as it left: ``headers`` are those that belong to it (Location, ETag), ``body`` is JSON."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def find(connection: AsyncSession | AsyncConnection, request: RequestKey) -> StoredAnswer | None:
+    """The answer kept under this key, or None.
+
+    Raises:
+        IdempotencyKeyReused: the key came with another body before.
+    """
+    query = select(IdempotencyKey.digest, IdempotencyKey.status, IdempotencyKey.headers, IdempotencyKey.body)
+    rows = await connection.execute(query.filter_by(caller=request.caller, key=request.key))
+    row = rows.one_or_none()
+    if row is None:
+        return None
+    if row.digest != request.digest:
+        raise IdempotencyKeyReused("this Idempotency-Key was used with another request", key=request.key)
+    return StoredAnswer(row.status, row.headers, row.body)
+
+
+async def keep(session: AsyncSession, request: RequestKey, answer: StoredAnswer) -> bool:
+    """Store the answer in the caller's transaction; False if somebody stored one under this key meanwhile.
+
+    Waits for a concurrent transaction that holds the same key.
+    """
+    statement = insert(IdempotencyKey).values(
+        caller=request.caller,
+        key=request.key,
+        digest=request.digest,
+        status=answer.status,
+        headers=answer.headers,
+        body=answer.body,
+    )
+    kept = await session.execute(statement.on_conflict_do_nothing().returning(IdempotencyKey.key))
+    return kept.one_or_none() is not None

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ring on one plane: begin and confirm its push, measure it, judge it."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Action, App, Assignment, Plane, Target, TargetKind
+from app.connectors.packages import PACKAGE
+from app.domain import deployments, devices, effects, events, operations, rollback
+from app.domain.effects import Planned
+from app.domain.events import SYSTEM
+from app.domain.gates import Counts, Judgement, Verdict, judge
+from app.domain.operations import OperationKind, Subject
+from app.errors import NotFound
+from app.models import (
+    Deployment,
+    DeploymentPlane,
+    DeploymentStatus,
+    LaneStatus,
+    RingDeployment,
+)
+
+PUSHABLE = frozenset(
+    {
+        LaneStatus.PENDING,
+        LaneStatus.PUSHING,
+        LaneStatus.WAITING_PLANE,
+        LaneStatus.HELD,
+        LaneStatus.FAILED,
+        LaneStatus.EMPTY_TARGET,
+    }
+)
+PUSHING = frozenset({DeploymentStatus.PENDING, DeploymentStatus.APPROVED, DeploymentStatus.DEPLOYING})
+"""States of a deployment in which devices may be touched."""
+
+PUSH_ACTIONS = (Action.PUBLISH, Action.UPLOAD, Action.ASSIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Everything a push needs to know, read in one transaction. ``app.key`` is each effect's own: see ``app_for``."""
+
+    lane_id: UUID
+    deployment_id: UUID
+    plane: Plane
+    app: App
+    target: Target
+    steps: dict[Action, Planned]
+
+    def app_for(self, action: Action) -> App:
+        """The application under the key of one effect."""
+        return App(**{**_fields(self.app), "key": self.steps[action].key})
+
+    def assignment(self, external_id: str) -> Assignment:
+        """The assignment of the published application to this lane's target."""
+        key = self.steps[Action.ASSIGN].key
+        return Assignment(key, external_id, self.target, self.app.correlation_id)
+
+
+def _fields(app: App) -> dict[str, Any]:
+    return {name: getattr(app, name) for name in App.__slots__}
+
+
+async def lock_lane(session: AsyncSession, lane_id: UUID) -> tuple[Deployment, RingDeployment]:
+    """The lane and its deployment, whose row is locked.
+
+    Raises:
+        NotFound: no such lane.
+    """
+    deployment_id = await session.scalar(
+        select(RingDeployment.deployment_id).where(RingDeployment.id == lane_id)
+    )
+    if deployment_id is None:
+        raise NotFound(f"there is no lane {lane_id}")
+    deployment = await deployments.lock(session, deployment_id)
+    return deployment, next(lane for lane in deployment.lanes if lane.id == lane_id)
+
+
+async def plane_of(session: AsyncSession, lane: RingDeployment) -> DeploymentPlane:
+    """What the lane's plane gets in this deployment."""
+    return await session.get_one(DeploymentPlane, (lane.deployment_id, lane.plane))
+
+
+def application(deployment: Deployment, plane: DeploymentPlane) -> App:
+    """The application as the connector publishes it; the key is filled in for each effect."""
+    return App(
+        key="",
+        marker=f"{deployment.id}/{plane.plane}",
+        name=deployment.app_name,
+        version=deployment.app_version,
+        package=PACKAGE.validate_python(plane.package),
+        correlation_id=deployment.correlation_id,
+    )
+
+
+def target_of(lane: RingDeployment) -> Target:
+    """The lane's target in the plane's words."""
+    return Target(TargetKind(lane.target_kind), lane.target_ref)
+
+
+LOOK_AGAIN = timedelta(seconds=5)
+"""How often a push that a pause keeps back looks whether it may go on."""
+
+
+async def begin_push(
+    session: AsyncSession, lane_id: UUID, operation_id: UUID, *, now: datetime
+) -> Push | timedelta | None:
+    """Plan the lane's effects and move it to PUSHING.
+
+    A delay says to look again then (the deployment is paused); None that there is nothing to push any more. Locks
+    the deployment. May be repeated: what is confirmed stays confirmed.
+    """
+    deployment, lane = await lock_lane(session, lane_id)
+    if lane.status not in PUSHABLE or deployment.status not in PUSHING:
+        return None
+    if deployment.paused:
+        return LOOK_AGAIN
+    plane = await plane_of(session, lane)
+    steps = {action: await effects.plan(session, lane, action, operation_id) for action in PUSH_ACTIONS}
+    if deployment.status in {DeploymentStatus.PENDING, DeploymentStatus.APPROVED}:
+        await deployments.move(session, deployment, DeploymentStatus.DEPLOYING, now=now)
+    await to_pushing(session, deployment, lane, now=now)
+    return Push(
+        lane_id, deployment.id, Plane(lane.plane), application(deployment, plane), target_of(lane), steps
+    )
+
+
+async def to_pushing(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
+) -> None:
+    """The plane is being called for this lane, for the first time or again."""
+    end_waiting(lane, now)
+    lane.started_at = lane.started_at or now
+    lane.error = None
+    if lane.status is not LaneStatus.PUSHING:
+        await deployments.move_lane(session, deployment, lane, LaneStatus.PUSHING, now=now)
+
+
+async def wait_for_plane(
+    session: AsyncSession, lane_id: UUID, *, error: dict[str, Any], now: datetime
+) -> None:
+    """The plane is away or asks for patience: the lane's clocks stand still until it is called again."""
+    deployment, lane = await lock_lane(session, lane_id)
+    if lane.status not in {LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.MEASURING}:
+        return
+    lane.error, lane.waiting_since = error, now
+    await deployments.move_lane(session, deployment, lane, LaneStatus.WAITING_PLANE, now=now, error=error)
+
+
+def end_waiting(lane: RingDeployment, now: datetime) -> None:
+    """Add the time the plane was away; the measurement clock starts anew so that it counts for no soak."""
+    if lane.waiting_since is not None:
+        lane.waited += now - lane.waiting_since
+        lane.waiting_since = None
+        lane.measured_at = now if lane.pushed_at else None
+
+
+async def targeted(session: AsyncSession, lane_id: UUID, *, now: datetime) -> bool:
+    """Whether the target that was just read holds any device; if not, the lane ends as EMPTY_TARGET."""
+    deployment, lane = await lock_lane(session, lane_id)
+    if await devices.count_members(session, lane_id):
+        return True
+    await deployments.move_lane(session, deployment, lane, LaneStatus.EMPTY_TARGET, now=now)
+    await deployments.advance(session, deployment, now=now)
+    return False
+
+
+async def confirm_push(session: AsyncSession, lane_id: UUID, *, external_id: str, now: datetime) -> None:
+    """The plane has it: count the targeted devices and start to measure. May be repeated."""
+    deployment, lane = await lock_lane(session, lane_id)
+    if lane.status is not LaneStatus.PUSHING:
+        return
+    lane.targeted = await devices.count_members(session, lane_id)
+    lane.external_id, lane.pushed_at, lane.measured_at = external_id, now, now
+    (await plane_of(session, lane)).external_id = external_id
+    await deployments.move_lane(
+        session, deployment, lane, LaneStatus.MEASURING, now=now, targeted=lane.targeted
+    )
+    lane.operation_id = await operations.enqueue(
+        session,
+        OperationKind.MEASURE_RING,
+        subject=Subject("lane", str(lane.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+        delay=deployments.policy_of(deployment).measure_first,
+    )
+    await session.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What to ask of which plane."""
+
+    lane_id: UUID
+    plane: Plane
+    external_id: str
+
+
+async def begin_measure(session: AsyncSession, lane_id: UUID, *, now: datetime) -> Measurement | None:
+    """What to measure; None if the lane is no longer measured."""
+    deployment, lane = await lock_lane(session, lane_id)
+    waiting = lane.status is LaneStatus.WAITING_PLANE and lane.pushed_at is not None
+    if not (lane.status is LaneStatus.MEASURING or waiting) or lane.external_id is None:
+        return None
+    if waiting:
+        end_waiting(lane, now)
+        lane.error = None
+        await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
+    return Measurement(lane_id, Plane(lane.plane), lane.external_id)
+
+
+async def finish_measure(session: AsyncSession, lane_id: UUID, *, now: datetime) -> timedelta | None:
+    """Judge the lane by what was stored and act on the verdict; when to measure again, None if never."""
+    deployment, lane = await lock_lane(session, lane_id)
+    if lane.status is not LaneStatus.MEASURING or lane.pushed_at is None:
+        return None
+    policy = deployments.policy_of(deployment)
+    age = now - lane.pushed_at - lane.waited
+    await devices.expire(session, lane.id, policy, asked_for=age, now=now)
+    await session.refresh(lane)
+    soak(lane, policy.interval(age), now)
+    judgement = judge(counts_of(lane), policy.gates[lane.ring], soaked=lane.soak_elapsed)
+    keep_report(lane, judgement, now)
+    await act(session, deployment, lane, judgement, now=now)
+    return policy.interval(age) if lane.status is LaneStatus.MEASURING else None
+
+
+def soak(lane: RingDeployment, interval: timedelta, now: datetime) -> None:
+    """Let the soak clock run since the last measurement, for two intervals at most: older ones are not fresh."""
+    since = lane.measured_at or now
+    lane.soak_elapsed += max(timedelta(0), min(now - since, 2 * interval))
+    lane.measured_at = now
+
+
+def counts_of(lane: RingDeployment) -> Counts:
+    """The lane's counters as a gate reads them."""
+    return Counts(lane.targeted, lane.success_count, lane.failure_count, lane.unreachable_count)
+
+
+def keep_report(lane: RingDeployment, judgement: Judgement, now: datetime) -> None:
+    """Store the verdict with every criterion's threshold and measured value."""
+    lane.verdict = judgement.verdict.value
+    lane.gate_report = {
+        "verdict": judgement.verdict.value,
+        "reason": judgement.reason,
+        "measured_at": now.isoformat(),
+        "criteria": [asdict(criterion) for criterion in judgement.criteria],
+    }
+
+
+async def act(
+    session: AsyncSession,
+    deployment: Deployment,
+    lane: RingDeployment,
+    judgement: Judgement,
+    *,
+    now: datetime,
+) -> None:
+    """Do what the verdict says; a lane that merely waits for time or devices goes on being measured."""
+    counts = counts_of(lane)
+    told = {"success": counts.succeeded, "failure": counts.failed, "targeted": counts.targeted}
+    match judgement.verdict:
+        case Verdict.PROMOTE:
+            lane.finished_at = now
+            await deployments.move_lane(session, deployment, lane, LaneStatus.PROMOTED, now=now, **told)
+            await deployments.advance(session, deployment, now=now)
+        case Verdict.ROLL_BACK:
+            reason = (
+                f"{counts.failed} of {counts.targeted} devices failed in {lane.ring.value} on {lane.plane}"
+            )
+            events.record(
+                session, deployment, "gate.failed", actor=SYSTEM, now=now, after={"reason": reason, **told}
+            )
+            await rollback.begin_locked(session, deployment, actor=SYSTEM, reason=reason, now=now)
+        case Verdict.INCONCLUSIVE:
+            await hold(session, deployment, lane, "inconclusive", now=now)
+            reason = f"too few devices reported in {lane.ring.value} on {lane.plane}"
+            await deployments.set_paused(
+                session, deployment, paused=True, actor=SYSTEM, now=now, reason=reason
+            )
+        case Verdict.HOLD if judgement.reason == "gate_not_met":
+            await hold(session, deployment, lane, "gate_not_met", now=now)
+
+
+async def hold(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, code: str, *, now: datetime
+) -> None:
+    """Leave the lane to a person."""
+    await deployments.move_lane(session, deployment, lane, LaneStatus.HELD, now=now, reason=code)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way back: newest ring first, exactly the lanes the ledger says were touched, proved device by device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Action, Assignment, Plane, Target, TargetKind
+from app.domain import deployments, devices, effects, operations
+from app.domain.effects import Planned
+from app.domain.events import SYSTEM
+from app.domain.operations import OperationKind, Subject
+from app.errors import IllegalTransition
+from app.models import (
+    Connectivity,
+    Deployment,
+    DeploymentStatus,
+    Effect,
+    EffectState,
+    LaneStatus,
+    Operation,
+    OperationStatus,
+    RingDeployment,
+)
+
+UNTOUCHED = frozenset(
+    {
+        LaneStatus.PENDING,
+        LaneStatus.PUSHING,
+        LaneStatus.WAITING_PLANE,
+        LaneStatus.HELD,
+        LaneStatus.EMPTY_TARGET,
+    }
+)
+"""Lanes in these states whose assignment never left are cancelled by a rollback."""
+
+
+async def begin(
+    session: AsyncSession,
+    deployment_id: UUID,
+    *,
+    actor: str,
+    now: datetime,
+    reason: str | None = None,
+    version: int | None = None,
+) -> tuple[Deployment, UUID | None]:
+    """Take a deployment back; the deployment, and the first operation if work was started. A repeat changes nothing.
+
+    Raises:
+        NotFound, VersionMismatch: as ``deployments.lock``.
+        IllegalTransition: nothing was pushed yet.
+        ActiveDeploymentExists: another deployment of the application is active meanwhile.
+    """
+    deployment = await deployments.lock(session, deployment_id, version=version)
+    if deployment.status is DeploymentStatus.ROLLED_BACK:
+        return deployment, None
+    if deployment.status is DeploymentStatus.ROLLING_BACK:
+        return deployment, deployment.operation_id
+    if not any(lane.started_at for lane in deployment.lanes):
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value} and nothing was pushed",
+            status=deployment.status.value,
+        )
+    return deployment, await begin_locked(session, deployment, actor=actor, now=now, reason=reason)
+
+
+async def begin_locked(
+    session: AsyncSession, deployment: Deployment, *, actor: str, now: datetime, reason: str | None
+) -> UUID | None:
+    """The same for a deployment that is locked already; the first operation, None if nothing has to be taken back."""
+    await deployments.move(
+        session, deployment, DeploymentStatus.ROLLING_BACK, actor=actor, now=now, reason=reason
+    )
+    touched = await effects.touched_lanes(session, deployment.id)
+    for lane in deployment.lanes:
+        if lane.id in touched:
+            lane.finished_at = None
+            await deployments.move_lane(
+                session, deployment, lane, LaneStatus.ROLLING_BACK, actor=actor, now=now
+            )
+        elif lane.status in UNTOUCHED:
+            await deployments.move_lane(session, deployment, lane, LaneStatus.CANCELLED, actor=actor, now=now)
+    await stop_operations(session, deployment.id)
+    return await next_ring(session, deployment, now=now)
+
+
+async def stop_operations(session: AsyncSession, deployment_id: UUID) -> None:
+    """Cancel what would still push or measure; what runs is told to stop and is waited for by the rollback's jobs."""
+    forward = (OperationKind.DEPLOY_TO_CONNECTOR, OperationKind.MEASURE_RING)
+    query = select(Operation.id).where(
+        Operation.deployment_id == deployment_id,
+        Operation.kind.in_([kind.value for kind in forward]),
+        Operation.status.not_in(operations.ENDED),
+    )
+    for operation_id in (await session.scalars(query.order_by(Operation.id))).all():
+        await operations.cancel(session, operation_id, ended=_nothing_more)
+
+
+async def _nothing_more(_: AsyncSession, __: Operation) -> None:
+    """The lanes of a rollback are settled already when their forward operations are cancelled."""
+
+
+async def next_ring(session: AsyncSession, deployment: Deployment, *, now: datetime) -> UUID | None:
+    """Queue the newest ring that is still to be taken back; the first operation. Without one the rollback is complete."""
+    waiting = [lane for lane in deployment.lanes if lane.status is LaneStatus.ROLLING_BACK]
+    if not waiting:
+        await deployments.move(session, deployment, DeploymentStatus.ROLLED_BACK, now=now)
+        return None
+    position = max(lane.position for lane in waiting)
+    queued = [await _queue(session, deployment, lane) for lane in waiting if lane.position == position]
+    deployment.operation_id = queued[0]
+    await session.flush()
+    return queued[0]
+
+
+async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
+    lane.operation_id = await operations.enqueue(
+        session,
+        OperationKind.EXECUTE_ROLLBACK,
+        subject=Subject("lane", str(lane.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+    )
+    return lane.operation_id
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What to take back from where. ``rollback_version`` is to be looked for on the plane if ``previous_id`` is None."""
+
+    lane_id: UUID
+    plane: Plane
+    app_name: str
+    rollback_version: str | None
+    external_id: str
+    previous_id: str | None
+    target: Target
+    correlation_id: UUID
+    remove: Planned
+    unassign: Planned
+
+    def assignment(self, planned: Planned, previous_id: str | None) -> Assignment:
+        """The lane's assignment under the key of one effect."""
+        return Assignment(planned.key, self.external_id, self.target, self.correlation_id, previous_id)
+
+
+async def begin_removal(
+    session: AsyncSession, lane_id: UUID, operation_id: UUID, *, deployment_id: UUID
+) -> Removal | timedelta | None:
+    """What this lane's rollback has to do; a delay while a push of the lane still runs; None if nothing is left to do."""
+    deployment = await deployments.lock(session, deployment_id)
+    lane = next(lane for lane in deployment.lanes if lane.id == lane_id)
+    if lane.status is not LaneStatus.ROLLING_BACK:
+        return None
+    if await _push_runs(session, lane):
+        return timedelta(seconds=1)
+    assigned = await _assign_effect(session, lane)
+    published = await _publish_effect(session, lane)
+    external_id = lane.external_id or (published.external_id if published else None)
+    if assigned is None or external_id is None:
+        return None
+    remove = await effects.plan(session, lane, Action.REMOVE, operation_id)
+    unassign = await effects.plan(session, lane, Action.UNASSIGN, operation_id)
+    previous_id = await _ledger_version(session, deployment, lane.plane)
+    chosen = (remove.checkpoint or {}).get("previous_id", previous_id)
+    target = Target(TargetKind(lane.target_kind), lane.target_ref)
+    app, version, correlation = deployment.app_name, deployment.rollback_version, deployment.correlation_id
+    return Removal(
+        lane_id, Plane(lane.plane), app, version, external_id, chosen, target, correlation, remove, unassign
+    )
+
+
+async def _push_runs(session: AsyncSession, lane: RingDeployment) -> bool:
+    query = select(Operation.id).where(
+        Operation.subject_type == "lane",
+        Operation.subject_id == str(lane.id),
+        Operation.kind != OperationKind.EXECUTE_ROLLBACK.value,
+        Operation.status == OperationStatus.RUNNING,
+    )
+    return (await session.scalars(query.limit(1))).first() is not None
+
+
+async def _assign_effect(session: AsyncSession, lane: RingDeployment) -> Effect | None:
+    key = effects.effect_key(lane.deployment_id, lane.plane, lane.ring, Action.ASSIGN)
+    return (await session.scalars(select(Effect).filter_by(key=key))).one_or_none()
+
+
+async def _publish_effect(session: AsyncSession, lane: RingDeployment) -> Effect | None:
+    key = effects.effect_key(lane.deployment_id, lane.plane, lane.ring, Action.PUBLISH)
+    return (await session.scalars(select(Effect).filter_by(key=key))).one_or_none()
+
+
+async def _ledger_version(session: AsyncSession, deployment: Deployment, plane: str) -> str | None:
+    """The vendor's id of the version to return to, if this control plane published it itself and it is still known."""
+    if deployment.rollback_version is None:
+        return None
+    query = (
+        select(Effect.external_id)
+        .join(Deployment, Deployment.id == Effect.deployment_id)
+        .where(Effect.plane == plane, Effect.action == Action.PUBLISH, Effect.state == EffectState.CONFIRMED)
+        .where(
+            Deployment.app_name == deployment.app_name, Deployment.app_version == deployment.rollback_version
+        )
+        .where(Deployment.status == DeploymentStatus.COMPLETED)
+        .order_by(Effect.settled_at.desc())
+    )
+    return (await session.scalars(query.limit(1))).first()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What to do next with a lane that is being taken back: ask again after ``delay``, or finish it."""
+
+    delay: timedelta | None
+    complete: bool = False
+    all_answered: bool = False
+
+
+async def weigh(
+    session: AsyncSession, lane_id: UUID, *, deployment_id: UUID, removed_at: datetime, now: datetime
+) -> Progress:
+    """Whether every device that may have the version has lost it, from what was stored last.
+
+    Devices that never answered have nothing to take back: the uninstallation stays assigned for them.
+    """
+    deployment = await deployments.get(session, deployment_id)
+    policy = deployments.policy_of(deployment)
+    counts = await devices.rollback_counts(session, lane_id)
+    if counts.open == 0 and counts.failed == 0:
+        return Progress(None, complete=True, all_answered=counts.silent == 0)
+    if now - removed_at >= max(policy.connectivity[kind] for kind in Connectivity):
+        return Progress(None)
+    return Progress(policy.interval(now - removed_at))
+
+
+async def finish_lane(
+    session: AsyncSession, lane_id: UUID, *, deployment_id: UUID, complete: bool, now: datetime
+) -> None:
+    """Close a lane's rollback and go on to the next ring; one that could not be completed fails the deployment."""
+    deployment = await deployments.lock(session, deployment_id)
+    lane = next(lane for lane in deployment.lanes if lane.id == lane_id)
+    if lane.status is not LaneStatus.ROLLING_BACK:
+        return
+    lane.finished_at = now
+    if not complete:
+        await give_up(
+            session, deployment, lane, reason="devices kept the version past their deadline", now=now
+        )
+        return
+    await deployments.move_lane(session, deployment, lane, LaneStatus.ROLLED_BACK, now=now)
+    if not _ring_is_open(deployment.lanes, lane.position):
+        await next_ring(session, deployment, now=now)
+
+
+def _ring_is_open(lanes: Sequence[RingDeployment], position: int) -> bool:
+    return any(lane.status is LaneStatus.ROLLING_BACK and lane.position == position for lane in lanes)
+
+
+async def give_up(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, reason: str, now: datetime
+) -> None:
+    """The lane could not be taken back: it and the deployment are FAILED, older rings stay as they are."""
+    lane.finished_at = now
+    await deployments.move_lane(
+        session, deployment, lane, LaneStatus.FAILED, actor=SYSTEM, now=now, reason=reason
+    )
+    if deployment.status is DeploymentStatus.ROLLING_BACK:
+        await deployments.move(session, deployment, DeploymentStatus.FAILED, now=now, reason=reason)
