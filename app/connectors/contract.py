@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The port every device manager implements: plain values in, plain values out, no database, web or queue."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -189,7 +189,7 @@ class Connector(Protocol):
 
     def upload(
         self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
-    ) -> AsyncIterator[UploadProgress]:
+    ) -> AsyncGenerator[UploadProgress, None]:
         """Send the package's content, continuing from ``checkpoint``; progress at least every few seconds.
 
         The caller may stop between two values and go on later, elsewhere. The last value is ``done``.

@@ -140,7 +140,7 @@ async def move(
     change: dict[str, Any] = {"status": status.value}
     if reason is not None:
         change["reason"] = reason
-    told = {"before": {"status": before.value}, "after": change}
+    told: dict[str, Mapping[str, Any]] = {"before": {"status": before.value}, "after": change}
     events.record(session, deployment, f"deployment.{status.value.lower()}", actor=actor, now=now, **told)
     await session.flush()
 
@@ -172,7 +172,7 @@ async def set_paused(
     deployment.paused = paused
     touch(deployment, now)
     kind = "deployment.paused" if paused else "deployment.resumed"
-    told = {"before": {"paused": before}, "after": {"paused": paused, "reason": reason}}
+    told: dict[str, Mapping[str, Any]] = {"before": {"paused": before}, "after": {"paused": paused, "reason": reason}}
     events.record(session, deployment, kind, actor=actor, now=now, **told)
     await session.flush()
 

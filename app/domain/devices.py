@@ -23,7 +23,7 @@ ROLLOUT_STATES = {
 }
 """What a report means while a lane is rolled out; the states that are not here say nothing new."""
 
-ROLLBACK_STATES = {
+REMOVAL_STATES = {
     InstallState.INSTALLED: DeviceState.IN_PROGRESS,
     InstallState.INSTALLING: DeviceState.IN_PROGRESS,
     InstallState.NOT_INSTALLED: DeviceState.SUCCEEDED,
@@ -32,6 +32,15 @@ ROLLBACK_STATES = {
     InstallState.UNKNOWN: DeviceState.UNKNOWN,
 }
 """What a report of the removed version means while a lane is rolled back; an install that failed left nothing."""
+
+RETURN_STATES = {
+    InstallState.PENDING: DeviceState.IN_PROGRESS,
+    InstallState.INSTALLING: DeviceState.IN_PROGRESS,
+    InstallState.NOT_INSTALLED: DeviceState.IN_PROGRESS,
+    InstallState.FAILED: DeviceState.FAILED,
+    InstallState.UNKNOWN: DeviceState.UNKNOWN,
+}
+"""What a report of the version that comes back means; a device that has it is where it should be."""
 
 COUNTERS = """
     UPDATE ring_deployments SET
@@ -115,6 +124,7 @@ STORE_ROLLBACK = text(f"""{GIVEN}
     UPDATE device_results AS device SET rollback_state = given.state::device_state, updated_at = :now
     FROM given WHERE device.lane_id = :lane AND device.device_id = given.device_id
         AND device.rollback_state IS DISTINCT FROM given.state::device_state
+        AND (NOT :answered_only OR device.rollback_state IS NOT NULL)
 """)  # noqa: S608 - composed of constants
 
 
@@ -174,13 +184,23 @@ async def store_reports(
     await session.execute(STORE_LATE, {**values, "deployment": lane.deployment_id, "plane": lane.plane})
 
 
-async def store_rollback(
+async def store_removal(
     session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport], *, now: datetime
 ) -> None:
     """Store a page of what devices say of the version that is being taken back."""
-    values = _given(reports, ROLLBACK_STATES)
-    if values["ids"]:
-        await session.execute(STORE_ROLLBACK, {**values, "lane": lane_id, "now": now})
+    values = _given(reports, REMOVAL_STATES)
+    await session.execute(STORE_ROLLBACK, {**values, "lane": lane_id, "now": now, "answered_only": False})
+
+
+async def store_return(
+    session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport], *, now: datetime
+) -> None:
+    """Store a page of what devices say of the version they return to, after ``store_removal``.
+
+    Devices that never answered are left out: for them nothing has been taken back yet.
+    """
+    values = _given(reports, RETURN_STATES)
+    await session.execute(STORE_ROLLBACK, {**values, "lane": lane_id, "now": now, "answered_only": True})
 
 
 def _given(reports: Sequence[DeviceReport], states: dict[InstallState, DeviceState]) -> dict[str, Any]:

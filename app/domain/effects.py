@@ -38,6 +38,7 @@ class Planned:
     state: EffectState
     external_id: str | None
     checkpoint: dict[str, Any] | None
+    settled_at: datetime | None = None
 
     @property
     def done(self) -> bool:
@@ -69,7 +70,9 @@ async def plan(session: AsyncSession, lane: RingDeployment, action: Action, oper
     if effect.state is EffectState.REJECTED:
         effect.state, effect.error, effect.settled_at = EffectState.PLANNED, None, None
         effect.operation_id = operation_id
-    return Planned(effect.id, key, action, effect.state, effect.external_id, effect.checkpoint)
+    return Planned(
+        effect.id, key, action, effect.state, effect.external_id, effect.checkpoint, effect.settled_at
+    )
 
 
 async def sent(session: AsyncSession, effect_id: UUID, *, operation_id: UUID, now: datetime) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ring on one plane: begin and confirm its push, measure it, judge it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,9 +10,9 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, App, Assignment, Plane, Target, TargetKind
-from app.connectors.packages import PACKAGE
+from app.connectors.contract import Action, App, Assignment, DeviceReport, Plane, Target
 from app.domain import deployments, devices, effects, events, operations, rollback
+from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.gates import Counts, Judgement, Verdict, judge
@@ -19,7 +20,6 @@ from app.domain.operations import OperationKind, Subject
 from app.errors import NotFound
 from app.models import (
     Deployment,
-    DeploymentPlane,
     DeploymentStatus,
     LaneStatus,
     RingDeployment,
@@ -79,28 +79,6 @@ async def lock_lane(session: AsyncSession, lane_id: UUID) -> tuple[Deployment, R
         raise NotFound(f"there is no lane {lane_id}")
     deployment = await deployments.lock(session, deployment_id)
     return deployment, next(lane for lane in deployment.lanes if lane.id == lane_id)
-
-
-async def plane_of(session: AsyncSession, lane: RingDeployment) -> DeploymentPlane:
-    """What the lane's plane gets in this deployment."""
-    return await session.get_one(DeploymentPlane, (lane.deployment_id, lane.plane))
-
-
-def application(deployment: Deployment, plane: DeploymentPlane) -> App:
-    """The application as the connector publishes it; the key is filled in for each effect."""
-    return App(
-        key="",
-        marker=f"{deployment.id}/{plane.plane}",
-        name=deployment.app_name,
-        version=deployment.app_version,
-        package=PACKAGE.validate_python(plane.package),
-        correlation_id=deployment.correlation_id,
-    )
-
-
-def target_of(lane: RingDeployment) -> Target:
-    """The lane's target in the plane's words."""
-    return Target(TargetKind(lane.target_kind), lane.target_ref)
 
 
 LOOK_AGAIN = timedelta(seconds=5)
@@ -192,6 +170,14 @@ async def confirm_push(session: AsyncSession, lane_id: UUID, *, external_id: str
     await session.flush()
 
 
+async def store_reports(
+    session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport], *, now: datetime
+) -> None:
+    """Store one page of what devices say, with the lane's counters. May be repeated."""
+    lane = await session.get_one(RingDeployment, lane_id)
+    await devices.store_reports(session, lane, reports, now=now)
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """What to ask of which plane."""
@@ -263,7 +249,7 @@ async def act(
 ) -> None:
     """Do what the verdict says; a lane that merely waits for time or devices goes on being measured."""
     counts = counts_of(lane)
-    told = {"success": counts.succeeded, "failure": counts.failed, "targeted": counts.targeted}
+    told: dict[str, Any] = {"success": counts.succeeded, "failure": counts.failed, "targeted": counts.targeted}
     match judgement.verdict:
         case Verdict.PROMOTE:
             lane.finished_at = now

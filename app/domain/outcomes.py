@@ -94,4 +94,5 @@ async def operation_revived(session: AsyncSession, operation: Operation) -> None
 
 async def database_now(session: AsyncSession) -> datetime:
     """The database's clock: outcomes are written by whoever notices them, API and sweeper alike."""
-    return (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    return now

@@ -9,8 +9,9 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Assignment, Plane, Target, TargetKind
+from app.connectors.contract import Action, App, Assignment, Plane, Target
 from app.domain import deployments, devices, effects, operations
+from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.operations import OperationKind, Subject
@@ -134,18 +135,17 @@ class Removal:
 
     lane_id: UUID
     plane: Plane
-    app_name: str
+    app: App
     rollback_version: str | None
     external_id: str
     previous_id: str | None
     target: Target
-    correlation_id: UUID
     remove: Planned
     unassign: Planned
 
     def assignment(self, planned: Planned, previous_id: str | None) -> Assignment:
         """The lane's assignment under the key of one effect."""
-        return Assignment(planned.key, self.external_id, self.target, self.correlation_id, previous_id)
+        return Assignment(planned.key, self.external_id, self.target, self.app.correlation_id, previous_id)
 
 
 async def begin_removal(
@@ -158,19 +158,20 @@ async def begin_removal(
         return None
     if await _push_runs(session, lane):
         return timedelta(seconds=1)
-    assigned = await _assign_effect(session, lane)
-    published = await _publish_effect(session, lane)
-    external_id = lane.external_id or (published.external_id if published else None)
-    if assigned is None or external_id is None:
-        return None
+    external_id = lane.external_id or await _published_id(session, lane)
     remove = await effects.plan(session, lane, Action.REMOVE, operation_id)
     unassign = await effects.plan(session, lane, Action.UNASSIGN, operation_id)
     previous_id = await _ledger_version(session, deployment, lane.plane)
-    chosen = (remove.checkpoint or {}).get("previous_id", previous_id)
-    target = Target(TargetKind(lane.target_kind), lane.target_ref)
-    app, version, correlation = deployment.app_name, deployment.rollback_version, deployment.correlation_id
     return Removal(
-        lane_id, Plane(lane.plane), app, version, external_id, chosen, target, correlation, remove, unassign
+        lane_id=lane_id,
+        plane=Plane(lane.plane),
+        app=application(deployment, await plane_of(session, lane)),
+        rollback_version=deployment.rollback_version,
+        external_id=external_id,
+        previous_id=(remove.checkpoint or {}).get("previous_id", previous_id),
+        target=target_of(lane),
+        remove=remove,
+        unassign=unassign,
     )
 
 
@@ -184,14 +185,10 @@ async def _push_runs(session: AsyncSession, lane: RingDeployment) -> bool:
     return (await session.scalars(query.limit(1))).first() is not None
 
 
-async def _assign_effect(session: AsyncSession, lane: RingDeployment) -> Effect | None:
-    key = effects.effect_key(lane.deployment_id, lane.plane, lane.ring, Action.ASSIGN)
-    return (await session.scalars(select(Effect).filter_by(key=key))).one_or_none()
-
-
-async def _publish_effect(session: AsyncSession, lane: RingDeployment) -> Effect | None:
+async def _published_id(session: AsyncSession, lane: RingDeployment) -> str:
+    """The vendor's id by the ledger: a lane is touched only after its application was published."""
     key = effects.effect_key(lane.deployment_id, lane.plane, lane.ring, Action.PUBLISH)
-    return (await session.scalars(select(Effect).filter_by(key=key))).one_or_none()
+    return str((await session.scalars(select(Effect.external_id).filter_by(key=key))).one())
 
 
 async def _ledger_version(session: AsyncSession, deployment: Deployment, plane: str) -> str | None:

@@ -98,7 +98,19 @@ class Throttled(Deferral):
     code = "throttled"
 
 
+class NotConfigured(Deferral):
+    """This process has no settings for the service: somebody has to set it up."""
+
+    code = "plane_not_configured"
+
+
 class LocalSaturation(Deferral):
     """Our own queue or pool for this service is full."""
 
     code = "local_saturation"
+
+
+class Unexpected(CallError):
+    """An error nobody foresaw: a bug of ours, chained as the cause."""
+
+    code = "bug"

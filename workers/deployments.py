@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs that carry a rollout out: push a lane, measure it, take it back. No rule lives here."""
+
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from app.connectors.contract import Action, Connector
+from app.domain import devices, effects, lanes, rollback
+from app.domain.effects import Planned
+from app.domain.lanes import Push
+from app.domain.rollback import Removal
+from app.resilience.errors import AttemptTimeout, Deferral
+from workers.context import Again, Done, Job, Outcome
+from workers.effects import announce, as_json, in_ledger, perform, settle
+from workers.planes import connector_for
+
+SAVE_EVERY = timedelta(seconds=5)
+"""How much of an upload a killed worker may have to send again."""
+
+
+async def deploy_to_connector(job: Job) -> Outcome:
+    """Push one lane: publish the application, upload its content, assign it to the ring's target.
+
+    May be repeated: what the ledger has as confirmed is not sent again.
+    """
+    lane_id = UUID(job.claimed.subject.id)
+    async with job.transaction() as session:
+        push = await lanes.begin_push(session, lane_id, job.claimed.id, now=job.runtime.clock())
+    if push is None:
+        return Done()
+    if isinstance(push, timedelta):
+        return Again(push, "paused")
+    try:
+        return await push_lane(job, connector_for(job, push.plane), push)
+    except Deferral as error:
+        await wait_for_plane(job, lane_id, error)
+        raise
+
+
+async def wait_for_plane(job: Job, lane_id: UUID, error: Deferral) -> None:
+    """Show the lane as waiting; the operation is deferred by whoever gets the error next."""
+    async with job.transaction() as session:
+        await lanes.wait_for_plane(session, lane_id, error=as_json(error), now=job.runtime.clock())
+
+
+async def push_lane(job: Job, connector: Connector, push: Push) -> Outcome:
+    """Take the steps that are left, in order; ``Again`` when an upload needs another run."""
+    external_id = await publish(job, connector, push)
+    if not await upload(job, connector, push, external_id):
+        return Again(timedelta(0), "the upload goes on")
+    if not push.steps[Action.ASSIGN].done and not await read_members(job, connector, push):
+        return Done({"outcome": "empty_target"})
+    await assign(job, connector, push, external_id)
+    async with job.transaction() as session:
+        await lanes.confirm_push(session, push.lane_id, external_id=external_id, now=job.runtime.clock())
+    return Done({"external_id": external_id})
+
+
+async def publish(job: Job, connector: Connector, push: Push) -> str:
+    """Find or create the application; the vendor's id."""
+    app = push.app_for(Action.PUBLISH)
+    external_id = await perform(
+        job,
+        push.steps[Action.PUBLISH],
+        ask=lambda: connector.verify(Action.PUBLISH, app, None),
+        send=lambda: connector.publish(app),
+    )
+    return str(external_id)
+
+
+async def upload(job: Job, connector: Connector, push: Push, external_id: str) -> bool:
+    """Send the content from where the last run stopped; False when the time was up before it was all there.
+
+    Raises:
+        AttemptTimeout: the time was up and nothing had been sent.
+    """
+    step = push.steps[Action.UPLOAD]
+    if step.done:
+        return True
+    await announce(job, step)
+    async with in_ledger(job, step):
+        finished = await send_content(job, connector, push, external_id)
+    if finished:
+        await settle(job, step, external_id)
+    return finished
+
+
+async def send_content(job: Job, connector: Connector, push: Push, external_id: str) -> bool:
+    """Drive the connector's upload, keeping its checkpoints, until it is done or the soft limit is reached."""
+    step, saved_at, first = push.steps[Action.UPLOAD], job.runtime.clock(), None
+    progress = connector.upload(push.app_for(Action.UPLOAD), external_id, step.checkpoint)
+    async with aclosing(progress):
+        async for now_at in progress:
+            if now_at.done:
+                return True
+            first = first or now_at
+            if job.out_of_time() or job.runtime.clock() - saved_at >= SAVE_EVERY:
+                await save_checkpoint(job, step, dict(now_at.checkpoint))
+                saved_at = job.runtime.clock()
+            if job.out_of_time() and now_at.checkpoint == first.checkpoint == step.checkpoint:
+                raise AttemptTimeout("no part of the upload was done in time", service=push.plane.value)
+            if job.out_of_time():
+                return False
+    return True
+
+
+async def save_checkpoint(job: Job, step: Planned, checkpoint: dict[str, object]) -> None:
+    """Keep how far the upload is."""
+    async with job.transaction() as session:
+        await effects.progressed(session, step.id, checkpoint)
+
+
+async def read_members(job: Job, connector: Connector, push: Push) -> bool:
+    """Store the devices the target holds now, page by page; False when it is empty and the lane is closed."""
+    async with job.transaction() as session:
+        await devices.forget_members(session, push.lane_id)
+    async for members in connector.members(push.target):
+        async with job.transaction() as session:
+            await devices.store_members(session, push.lane_id, members, now=job.runtime.clock())
+    async with job.transaction() as session:
+        return await lanes.targeted(session, push.lane_id, now=job.runtime.clock())
+
+
+async def assign(job: Job, connector: Connector, push: Push, external_id: str) -> None:
+    """Require the application on the ring's target."""
+    assignment, app = push.assignment(external_id), push.app_for(Action.ASSIGN)
+    await perform(
+        job,
+        push.steps[Action.ASSIGN],
+        ask=lambda: connector.verify(Action.ASSIGN, app, assignment),
+        send=lambda: connector.assign(assignment),
+    )
+
+
+async def measure_ring(job: Job) -> Outcome:
+    """Read what every device reports, store it, judge the lane; again after the policy's interval."""
+    lane_id = UUID(job.claimed.subject.id)
+    async with job.transaction() as session:
+        measurement = await lanes.begin_measure(session, lane_id, now=job.runtime.clock())
+    if measurement is None:
+        return Done()
+    try:
+        connector = connector_for(job, measurement.plane)
+        async for reports in connector.status(measurement.external_id):
+            async with job.transaction() as session:
+                await lanes.store_reports(session, lane_id, reports, now=job.runtime.clock())
+    except Deferral as error:
+        await wait_for_plane(job, lane_id, error)
+        raise
+    async with job.transaction() as session:
+        delay = await lanes.finish_measure(session, lane_id, now=job.runtime.clock())
+    return Done() if delay is None else Again(delay, "measured")
+
+
+async def execute_rollback(job: Job) -> Outcome:
+    """Take one lane back and watch until no device has the version any more; again after the policy's interval."""
+    lane_id, deployment_id = UUID(job.claimed.subject.id), job.claimed.deployment_id
+    if deployment_id is None:
+        raise ValueError(f"operation {job.claimed.id} has no deployment")
+    async with job.transaction() as session:
+        removal = await rollback.begin_removal(session, lane_id, job.claimed.id, deployment_id=deployment_id)
+    if removal is None:
+        return Done()
+    if isinstance(removal, timedelta):
+        return Again(removal, "a push of this lane is still running")
+    return await take_back(job, connector_for(job, removal.plane), removal, deployment_id)
+
+
+async def take_back(job: Job, connector: Connector, removal: Removal, deployment_id: UUID) -> Outcome:
+    """Remove, watch, and withdraw the removal once nobody needs it."""
+    previous_id = await previous_version(job, connector, removal)
+    removed_at = await remove(job, connector, removal, previous_id)
+    await watch(job, connector, removal, previous_id)
+    async with job.transaction() as session:
+        progress = await rollback.weigh(
+            session,
+            removal.lane_id,
+            deployment_id=deployment_id,
+            removed_at=removed_at,
+            now=job.runtime.clock(),
+        )
+    if progress.delay is not None:
+        return Again(progress.delay, "devices are still being taken back")
+    if progress.all_answered:
+        await unassign(job, connector, removal)
+    async with job.transaction() as session:
+        await rollback.finish_lane(
+            session,
+            removal.lane_id,
+            deployment_id=deployment_id,
+            complete=progress.complete,
+            now=job.runtime.clock(),
+        )
+    return Done({"outcome": "rolled_back" if progress.complete else "incomplete"})
+
+
+async def previous_version(job: Job, connector: Connector, removal: Removal) -> str | None:
+    """The id of the version to return to: the ledger's, or one that the plane still has; None means removal alone.
+
+    The choice is kept with the effect, so that a later run does not choose differently.
+    """
+    if removal.remove.checkpoint is not None or removal.remove.done:
+        return removal.previous_id
+    previous_id = removal.previous_id
+    if previous_id is None and removal.rollback_version is not None:
+        previous_id = await connector.find_version(removal.app.name, removal.rollback_version)
+    await save_checkpoint(job, removal.remove, {"previous_id": previous_id})
+    return previous_id
+
+
+async def remove(job: Job, connector: Connector, removal: Removal, previous_id: str | None) -> datetime:
+    """Uninstall from the ring's target, and require the previous version there; when that was confirmed."""
+    assignment = removal.assignment(removal.remove, previous_id)
+    await perform(
+        job,
+        removal.remove,
+        ask=lambda: connector.verify(Action.REMOVE, removal.app, assignment),
+        send=lambda: connector.remove(assignment),
+    )
+    return removal.remove.settled_at or job.runtime.clock()
+
+
+async def watch(job: Job, connector: Connector, removal: Removal, previous_id: str | None) -> None:
+    """Store what every device says of the version that goes, and of the one that comes back."""
+    async for reports in connector.status(removal.external_id):
+        async with job.transaction() as session:
+            await devices.store_removal(session, removal.lane_id, reports, now=job.runtime.clock())
+    if previous_id is not None:
+        async for reports in connector.status(previous_id):
+            async with job.transaction() as session:
+                await devices.store_return(session, removal.lane_id, reports, now=job.runtime.clock())
+
+
+async def unassign(job: Job, connector: Connector, removal: Removal) -> None:
+    """Withdraw the uninstallation: every device has answered, so that nothing of the deployment stays assigned."""
+    assignment = removal.assignment(removal.unassign, None)
+
+    async def send() -> None:
+        await connector.unassign(assignment)
+
+    await perform(
+        job,
+        removal.unassign,
+        ask=lambda: connector.verify(Action.UNASSIGN, removal.app, assignment),
+        send=send,
+    )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One change asked of a plane: written down, sent, settled; asked for first where an earlier answer was lost."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from app.connectors.contract import Verified
+from app.domain import effects
+from app.domain.effects import Planned
+from app.resilience.errors import AmbiguousError, AuthError, CallError, PermanentError, PolicyError
+from workers.context import Job
+
+
+async def perform(
+    job: Job,
+    step: Planned,
+    *,
+    ask: Callable[[], Awaitable[Verified]],
+    send: Callable[[], Awaitable[str | None]],
+) -> str | None:
+    """Carry out one effect unless the ledger, or the plane itself, says it is there; the vendor's id.
+
+    May be repeated from any point: a confirmed effect is not sent again, one whose answer was lost is asked for first.
+
+    Raises:
+        CallError: as ``ask`` and ``send``; a refusal is in the ledger then, a lost answer too.
+        LeaseLost: another worker has the operation; nothing was sent.
+    """
+    if step.done:
+        return step.external_id
+    if step.doubtful and (there := await ask()).holds:
+        await settle(job, step, there.external_id)
+        return there.external_id
+    await announce(job, step)
+    async with in_ledger(job, step):
+        external_id = await send()
+    await settle(job, step, external_id)
+    return external_id
+
+
+async def announce(job: Job, step: Planned) -> None:
+    """Write SENT before the request leaves; a worker that lost its lease stops here."""
+    async with job.transaction() as session:
+        await effects.sent(session, step.id, operation_id=job.claimed.id, now=job.runtime.clock())
+
+
+async def settle(job: Job, step: Planned, external_id: str | None) -> None:
+    """Write CONFIRMED."""
+    async with job.transaction() as session:
+        await effects.confirmed(session, step.id, external_id=external_id, now=job.runtime.clock())
+
+
+@asynccontextmanager
+async def in_ledger(job: Job, step: Planned) -> AsyncIterator[None]:
+    """Write down what an error of the call inside means for the effect, and let the error go on."""
+    try:
+        yield
+    except AmbiguousError as error:
+        async with job.transaction() as session:
+            await effects.unknown(session, step.id, error=as_json(error))
+        raise
+    except (PermanentError, AuthError, PolicyError) as error:
+        async with job.transaction() as session:
+            await effects.rejected(session, step.id, error=as_json(error), now=job.runtime.clock())
+        raise
+
+
+def as_json(error: CallError) -> dict[str, Any]:
+    """An error as the ledger and the lanes keep it."""
+    return {"class": error.error_class, "code": error.code, "message": error.detail, "service": error.service}
