@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call out may end in. ``error_class`` and ``code`` are public: they stand in operations and effects."""
+"""What a call out may end in. ``error_class`` and ``code`` are public: operations and effects show them."""
 
 from typing import ClassVar
 
@@ -7,7 +7,8 @@ from typing import ClassVar
 class CallError(Exception):
     """Root of everything that can go wrong with a call to another system.
 
-    ``service`` is the breaker's name, ``status`` the HTTP status if there was an answer, ``retry_after`` seconds.
+    ``service`` is the breaker's name, ``status`` the HTTP status if there was an answer, ``retry_after`` in
+    seconds.
     """
 
     error_class: ClassVar[str] = "permanent"
@@ -93,7 +94,7 @@ class BreakerOpen(Deferral):
 
 
 class Throttled(Deferral):
-    """The service asked callers to slow down (429, 503 with Retry-After) for longer than is waited in process."""
+    """The service asked callers to slow down (429, 503 with Retry-After), longer than is waited in process."""
 
     code = "throttled"
 

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intune behind the port: applications found by a marker in their notes, assignments merged one by one.
+
+Source for every path and member: the CSDL of Graph v1.0. That ``/assign`` replaces the whole set, and that a second
+assignment of a target is ignored, are users' reports.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr
+
+from app.connectors.contract import (
+    Action,
+    App,
+    Assignment,
+    DeviceReport,
+    Health,
+    Manifest,
+    Member,
+    PackageKind,
+    Plane,
+    Target,
+    TargetKind,
+    UploadProgress,
+    Verified,
+)
+from app.connectors.intune import wire
+from app.connectors.intune.graph import SERVICE, Graph, Headers, effect_headers
+from app.connectors.intune.upload import Pace, Upload
+from app.connectors.services import Services
+from app.connectors.sources import Sources
+from app.resilience import TRANSIENT_RETRY, ResilientClient, Safety
+from app.resilience.auth import ClientCredentials
+from app.resilience.errors import AmbiguousError, ConflictError, NotThere, PermanentError
+
+Json = dict[str, Any]
+
+MOBILE_APPS = "/deviceAppManagement/mobileApps"
+MANAGED_DEVICES = "/deviceManagement/managedDevices"
+REPORT = "/deviceManagement/reports/retrieveDeviceAppInstallationStatusReport"
+OURS = (wire.REQUIRED, wire.UNINSTALL)
+
+MANIFEST = Manifest(
+    plane=Plane.INTUNE,
+    title="Microsoft Intune",
+    package_kinds=frozenset({PackageKind.WIN32, PackageKind.MSI}),
+    target_kinds=frozenset({TargetKind.GROUP}),
+    capabilities=frozenset({"publish", "upload", "assign", "status", "remove", "unassign", "rollback"}),
+    max_concurrency=8,
+    sources=(
+        "Microsoft Graph v1.0 CSDL (cleanMetadata.xml, 2026-08-20)",
+        "Graph throttling guidance, 2025-01",
+    ),
+)
+
+
+class IntuneSettings(BaseModel):
+    """What an operator sets under ``EUCORA_PLANES__INTUNE__…``. Sizes in bytes, times in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    base_url: str = Field(default="https://graph.microsoft.com/v1.0", pattern=r"^https?://[^\s?#]+$")
+    token_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    client_id: str = Field(min_length=1)
+    client_secret: SecretStr = Field(min_length=1)
+    scope: str = "https://graph.microsoft.com/.default"
+    block_bytes: int = Field(default=8 * 2**20, ge=1024, le=100 * 2**20)
+    poll_interval: PositiveFloat = 2.0
+    patience: PositiveFloat = 600.0
+    page_rows: int = Field(default=999, ge=1, le=999)
+
+
+class Intune:
+    """The connector of one tenant."""
+
+    manifest: ClassVar[Manifest] = MANIFEST
+    settings_model: ClassVar[type[BaseModel]] = IntuneSettings
+
+    def __init__(self, settings: IntuneSettings, services: Services) -> None:
+        self.base_url = settings.base_url
+        self._settings = settings
+        self._login = services.client("entra_id", profile=TRANSIENT_RETRY)
+        token = ClientCredentials(
+            self._login,
+            SERVICE,
+            settings.token_url,
+            settings.client_id,
+            settings.client_secret,
+            settings.scope,
+        )
+        self._http = services.client(
+            SERVICE, base_url=settings.base_url, auth=token, max_concurrency=MANIFEST.max_concurrency
+        )
+        self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency)
+        self._downloads = services.client("external_api")
+        self._graph = Graph(self._http, services.correlation_id)
+        self._sources = Sources(SERVICE, self._downloads, services.spool, services.files)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for client in self._clients():
+            await client.aclose()
+
+    def _clients(self) -> Sequence[ResilientClient]:
+        return self._http, self._storage, self._downloads, self._login
+
+    async def check(self) -> Health:
+        """Read one application: it takes the permission that everything else needs.
+
+        Raises:
+            AuthError, PolicyError: the credentials, or what they are granted, do not do.
+        """
+        page = await self._graph.get(MOBILE_APPS, params={"$top": "1", "$select": "id"})
+        if not isinstance(page.get("value"), list):
+            raise PermanentError("what answers is not Microsoft Graph", service=SERVICE)
+        return Health(
+            detail=f"GET {MOBILE_APPS} answered by {self._http.base_url.host}",
+            facts={"base_url": self.base_url},
+        )
+
+    async def publish(self, app: App) -> str:
+        """The id of the application with our marker, created if there is none.
+
+        Raises:
+            AmbiguousError: the answer to the creation was lost; ``verify`` tells whether it was made.
+        """
+        headers = effect_headers(app.key, app.correlation_id)
+        found = await self._find_ours(app, headers)
+        if found is not None:
+            return str(found["id"])
+        created = await self._graph.post(MOBILE_APPS, wire.app_body(app), headers=headers)
+        if not created.get("id"):
+            raise AmbiguousError(
+                "Graph created an application and did not say which", service=SERVICE, status=201
+            )
+        return str(created["id"])
+
+    async def _find_ours(self, app: App, headers: Headers) -> Json | None:
+        """By name at the server, by marker here: whether Graph filters on ``notes`` is not documented."""
+        ours = [found for found in await self._named(app.name, headers) if wire.has_marker(found, app.marker)]
+        return min(ours, key=wire.oldest_first, default=None)
+
+    async def _named(self, name: str, headers: Headers | None = None) -> list[Json]:
+        params = {"$filter": f"displayName eq '{wire.escape(name)}'"}
+        return [
+            found
+            async for page in self._graph.pages(MOBILE_APPS, params=params, headers=headers)
+            for found in page
+        ]
+
+    def upload(
+        self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
+    ) -> AsyncIterator[UploadProgress]:
+        """Spool, encrypt, send in blocks, commit and publish; nothing where content is committed already."""
+        pace = Pace(self._settings.block_bytes, self._settings.poll_interval, self._settings.patience)
+        secret = self._settings.client_secret.get_secret_value()
+        upload = Upload(
+            self._graph, self._storage, self._sources, pace, app=app, app_id=external_id, secret=secret
+        )
+        return upload.run(checkpoint)
+
+    async def assign(self, assignment: Assignment) -> str:
+        """Require the application for the group; assignments of other groups are not touched."""
+        return await self._put_assignment(assignment, assignment.external_id, wire.REQUIRED)
+
+    async def remove(self, assignment: Assignment) -> str:
+        """Uninstall from the group, then require the previous application there if there is one."""
+        made = await self._put_assignment(assignment, assignment.external_id, wire.UNINSTALL)
+        if assignment.previous_id is not None:
+            await self._put_assignment(assignment, assignment.previous_id, wire.REQUIRED)
+        return made
+
+    async def unassign(self, assignment: Assignment) -> None:
+        """Delete the group's required or uninstall assignment of this application."""
+        headers = effect_headers(assignment.key, assignment.correlation_id)
+        for found in await self._on_group(assignment.external_id, assignment.target, headers):
+            if found.get("intent") in OURS:
+                await self._graph.delete(
+                    f"{_assignments(assignment.external_id)}/{found['id']}", headers=headers
+                )
+
+    async def _put_assignment(self, assignment: Assignment, app_id: str, intent: str) -> str:
+        """One assignment per group: another intent for it is taken away first, as Intune ignores a second one."""
+        headers = effect_headers(assignment.key, assignment.correlation_id)
+        existing = await self._on_group(app_id, assignment.target, headers)
+        for found in existing:
+            if found.get("intent") == intent:
+                return str(found["id"])
+        for found in existing:
+            await self._graph.delete(f"{_assignments(app_id)}/{found['id']}", headers=headers)
+        return await self._create_assignment(app_id, assignment.target, intent, headers)
+
+    async def _create_assignment(self, app_id: str, target: Target, intent: str, headers: Headers) -> str:
+        body = wire.assignment_body(target.ref, intent)
+        try:
+            made = await self._graph.post(_assignments(app_id), body, headers=headers)
+        except ConflictError:  # somebody was faster, perhaps an earlier try of ours
+            again = await self._with_intent(app_id, target, intent, headers)
+            if again is None:
+                raise
+            return again
+        if not made.get("id"):
+            raise AmbiguousError(
+                "Graph created an assignment and did not say which", service=SERVICE, status=201
+            )
+        return str(made["id"])
+
+    async def _on_group(self, app_id: str, target: Target, headers: Headers | None = None) -> list[Json]:
+        pages = self._graph.pages(_assignments(app_id), headers=headers)
+        return [found async for page in pages for found in page if wire.is_on_group(found, target.ref)]
+
+    async def _with_intent(self, app_id: str, target: Target, intent: str, headers: Headers) -> str | None:
+        on_group = await self._on_group(app_id, target, headers)
+        return next((str(found["id"]) for found in on_group if found.get("intent") == intent), None)
+
+    async def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
+        """The group's devices that Intune manages; nested groups are followed by Entra.
+
+        Held in memory: one Entra id per device of the group, and one page of managed devices.
+        """
+        wanted = await self._entra_devices(target)
+        fields = "id,deviceName,azureADDeviceId,lastSyncDateTime"
+        async for page in self._graph.pages(MANAGED_DEVICES, params={"$select": fields}):
+            found = [wire.member(device) for device in page if _entra_id(device) in wanted]
+            if found:
+                yield found
+
+    async def _entra_devices(self, target: Target) -> set[str]:
+        path = f"/groups/{target.ref}/transitiveMembers"
+        pages = self._graph.pages(
+            path, params={"$select": "id,deviceId", "$top": str(self._settings.page_rows)}
+        )
+        return {
+            str(found["deviceId"]).lower()
+            async for page in pages
+            for found in page
+            if found.get("@odata.type") == wire.DEVICE and found.get("deviceId")
+        }
+
+    async def status(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
+        """The per-device report, page by page. A POST that only reads."""
+        skip, total = 0, 1
+        while skip < total:
+            body = wire.report_body(external_id, skip=skip, top=self._settings.page_rows)
+            report = await self._graph.post(REPORT, body, safety=Safety.IDEMPOTENT)
+            rows = wire.report_rows(report)
+            if not rows:
+                return
+            yield rows
+            skip, total = skip + len(rows), int(report.get("TotalRowCount", 0))
+
+    async def find_version(self, name: str, version: str) -> str | None:
+        """The newest published application of that name and version, whoever made it."""
+        fits = [
+            found
+            for found in await self._named(name)
+            if wire.is_usable(found) and wire.has_version(found, version)
+        ]
+        newest = max(fits, key=wire.oldest_first, default=None)
+        return None if newest is None else str(newest["id"])
+
+    async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
+        """Ask by reads whether the effect is there."""
+        if action in {Action.PUBLISH, Action.UPLOAD}:
+            found = await self._find_ours(app, effect_headers(app.key, app.correlation_id))
+            holds = found is not None and (
+                action is Action.PUBLISH or await self._is_usable(str(found["id"]))
+            )
+            return Verified(holds=holds, external_id=str(found["id"]) if found else None)
+        if assignment is None:
+            raise ValueError(f"{action} is verified by its assignment")
+        try:
+            return await self._verify_assignment(action, assignment)
+        except NotThere:  # the application is gone, and its assignments with it
+            return Verified(holds=action is Action.UNASSIGN)
+
+    async def _is_usable(self, app_id: str) -> bool:
+        return wire.is_usable(await self._graph.get(f"{MOBILE_APPS}/{app_id}"))
+
+    async def _verify_assignment(self, action: Action, assignment: Assignment) -> Verified:
+        headers = effect_headers(assignment.key, assignment.correlation_id)
+        on_group = await self._on_group(assignment.external_id, assignment.target, headers)
+        if action is Action.UNASSIGN:
+            return Verified(holds=not any(found.get("intent") in OURS for found in on_group))
+        intent = wire.REQUIRED if action is Action.ASSIGN else wire.UNINSTALL
+        made = next((str(found["id"]) for found in on_group if found.get("intent") == intent), None)
+        holds = made is not None
+        if holds and action is Action.REMOVE and assignment.previous_id is not None:
+            back = await self._with_intent(assignment.previous_id, assignment.target, wire.REQUIRED, headers)
+            holds = back is not None
+        return Verified(holds=holds, external_id=made)
+
+
+def _assignments(app_id: str) -> str:
+    return f"{MOBILE_APPS}/{app_id}/assignments"
+
+
+def _entra_id(device: Json) -> str:
+    return str(device.get("azureADDeviceId") or "").lower()

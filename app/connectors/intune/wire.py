@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our values as Graph v1.0 writes them, and its values as ours. Pure.
+
+Sources: CSDL of Graph v1.0 (types ``win32LobApp``, ``mobileAppAssignment``, ``win32LobAppRule`` and their parts). That
+schema has no ``displayVersion``, so the version lives beside the marker in ``notes``, which v1.0 does store.
+"""
+
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from app.connectors.contract import App, DeviceReport, InstallState, Member
+from app.connectors.packages import (
+    Detection,
+    FileDetection,
+    MsiPackage,
+    PackageKind,
+    ProductCodeDetection,
+    RegistryDetection,
+    Win32Package,
+)
+from app.resilience.errors import PermanentError
+
+Json = dict[str, Any]
+
+MARKER = "eucora:"
+VERSION = "eucora-version:"
+PUBLISHER = "Eucora"
+APP_TYPE = "#microsoft.graph.win32LobApp"
+GROUP_TARGET = "#microsoft.graph.groupAssignmentTarget"
+DEVICE = "#microsoft.graph.device"
+OLDEST_WINDOWS = "1607"
+REQUIRED = "required"
+UNINSTALL = "uninstall"
+RETURN_CODES = (
+    (0, "success"),
+    (1707, "success"),
+    (3010, "softReboot"),
+    (1641, "hardReboot"),
+    (1618, "retry"),
+)
+REPORT_COLUMNS = (
+    "DeviceId",
+    "DeviceName",
+    "AppVersion",
+    "AppInstallState",
+    "AppInstallStateDetails",
+    "InstallState",
+    "InstallStateDetail",
+    "HexErrorCode",
+)
+STATES = {
+    "installed": InstallState.INSTALLED,
+    "failed": InstallState.FAILED,
+    "error": InstallState.FAILED,
+    "notinstalled": InstallState.NOT_INSTALLED,
+    "uninstalled": InstallState.NOT_INSTALLED,
+    "notapplicable": InstallState.NOT_INSTALLED,
+    "uninstallfailed": InstallState.REMOVE_FAILED,
+    "pendinginstall": InstallState.PENDING,
+    "installpending": InstallState.PENDING,
+    "pending": InstallState.PENDING,
+    "installing": InstallState.INSTALLING,
+    "downloading": InstallState.INSTALLING,
+}
+
+
+def escape(value: str) -> str:
+    """A text for the inside of an OData string literal."""
+    return value.replace("'", "''")
+
+
+def file_name(uri: str) -> str:
+    """The last part of a URI's path."""
+    return PurePosixPath(unquote(urlsplit(uri).path)).name or "package"
+
+
+def windows_package(app: App) -> Win32Package | MsiPackage:
+    """The package, if it is one that Intune installs.
+
+    Raises:
+        PermanentError: another kind.
+    """
+    if isinstance(app.package, Win32Package | MsiPackage):
+        return app.package
+    raise PermanentError(f"Intune does not install packages of kind {app.package.kind}", service="intune")
+
+
+def setup_file(package: Win32Package | MsiPackage) -> str:
+    """The name of the installer inside the content."""
+    named = package.setup_file if isinstance(package, Win32Package) else None
+    return named or file_name(package.uri)
+
+
+def app_body(app: App) -> Json:
+    """The object that ``POST mobileApps`` creates."""
+    package = windows_package(app)
+    install, uninstall = _commands(package)
+    body: Json = {
+        "@odata.type": APP_TYPE,
+        "displayName": app.name,
+        "description": f"{app.name} {app.version}",
+        "publisher": PUBLISHER,
+        "notes": f"{MARKER}{app.marker}\n{VERSION}{app.version}",
+        "fileName": file_name(package.uri),
+        "setupFilePath": setup_file(package),
+        "installCommandLine": install,
+        "uninstallCommandLine": uninstall,
+        "installExperience": {"runAsAccount": "system", "deviceRestartBehavior": "basedOnReturnCode"},
+        "rules": [_rule(_detection(package, app.version))],
+        "returnCodes": [{"returnCode": code, "type": kind} for code, kind in RETURN_CODES],
+        "applicableArchitectures": "x86,x64",
+        "minimumSupportedWindowsRelease": OLDEST_WINDOWS,
+    }
+    if package.kind is PackageKind.MSI:
+        body["msiInformation"] = _msi_information(package, app)
+    return body
+
+
+def _commands(package: Win32Package | MsiPackage) -> tuple[str, str]:
+    if isinstance(package, Win32Package):
+        return package.install_command, package.uninstall_command
+    install = package.install_command or f'msiexec /i "{setup_file(package)}" /qn /norestart'
+    return install, package.uninstall_command or f'msiexec /x "{package.product_code}" /qn /norestart'
+
+
+def _detection(package: Win32Package | MsiPackage, version: str) -> Detection:
+    if isinstance(package, Win32Package):
+        return package.detection
+    del version  # Windows Installer's own version need not be the deployment's
+    return ProductCodeDetection(type="product_code", product_code=package.product_code)
+
+
+def _rule(detection: Detection) -> Json:
+    if isinstance(detection, FileDetection):
+        return _file_rule(detection)
+    if isinstance(detection, RegistryDetection):
+        return _registry_rule(detection)
+    return {
+        "@odata.type": "#microsoft.graph.win32LobAppProductCodeRule",
+        "ruleType": "detection",
+        "productCode": detection.product_code,
+        "productVersionOperator": "greaterThanOrEqual" if detection.version else "notConfigured",
+        "productVersion": detection.version,
+    }
+
+
+def _file_rule(detection: FileDetection) -> Json:
+    return {
+        "@odata.type": "#microsoft.graph.win32LobAppFileSystemRule",
+        "ruleType": "detection",
+        "path": detection.path,
+        "fileOrFolderName": detection.name,
+        "check32BitOn64System": False,
+        "operationType": "version" if detection.version else "exists",
+        "operator": "greaterThanOrEqual" if detection.version else "notConfigured",
+        "comparisonValue": detection.version,
+    }
+
+
+def _registry_rule(detection: RegistryDetection) -> Json:
+    compares = detection.value is not None
+    return {
+        "@odata.type": "#microsoft.graph.win32LobAppRegistryRule",
+        "ruleType": "detection",
+        "keyPath": detection.key,
+        "valueName": detection.value_name,
+        "check32BitOn64System": False,
+        "operationType": "string" if compares else "exists",
+        "operator": "equal" if compares else "notConfigured",
+        "comparisonValue": detection.value,
+    }
+
+
+def _msi_information(package: MsiPackage, app: App) -> Json:
+    return {
+        "packageType": "perMachine",
+        "productCode": package.product_code,
+        "productName": app.name,
+        "productVersion": app.version,
+        "publisher": PUBLISHER,
+        "requiresReboot": False,
+        "upgradeCode": None,
+    }
+
+
+def has_marker(found: Json, marker: str) -> bool:
+    """Whether an app is the one of this deployment."""
+    return f"{MARKER}{marker}" in (found.get("notes") or "").splitlines()
+
+
+def has_version(found: Json, version: str) -> bool:
+    """Whether an app is of that version: ours by its notes, others by what Graph knows of them."""
+    named = [found.get("displayVersion"), (found.get("msiInformation") or {}).get("productVersion")]
+    noted = [
+        line.removeprefix(VERSION)
+        for line in (found.get("notes") or "").splitlines()
+        if line.startswith(VERSION)
+    ]
+    return version in [*named, *noted]
+
+
+def is_usable(found: Json) -> bool:
+    """Whether devices can install it: content committed and published."""
+    return bool(found.get("committedContentVersion")) and found.get("publishingState") == "published"
+
+
+def oldest_first(found: Json) -> tuple[str, str]:
+    """A stable order of apps, by creation."""
+    return found.get("createdDateTime") or "", found.get("id") or ""
+
+
+def assignment_body(group: str, intent: str) -> Json:
+    """One assignment to one group."""
+    return {
+        "@odata.type": "#microsoft.graph.mobileAppAssignment",
+        "intent": intent,
+        "target": {"@odata.type": GROUP_TARGET, "groupId": group},
+        "settings": {
+            "@odata.type": "#microsoft.graph.win32LobAppAssignmentSettings",
+            "notifications": "showReboot",
+            "restartSettings": None,
+            "installTimeSettings": None,
+            "deliveryOptimizationPriority": "notConfigured",
+        },
+    }
+
+
+def is_on_group(assignment: Json, group: str) -> bool:
+    """Whether an assignment includes that group; exclusions are another type."""
+    target = assignment.get("target") or {}
+    return (
+        target.get("@odata.type") == GROUP_TARGET and str(target.get("groupId", "")).lower() == group.lower()
+    )
+
+
+def member(device: Json) -> Member:
+    """A managed device as a member of a target."""
+    return Member(
+        device_id=device["id"], name=device.get("deviceName") or device["id"], last_seen=_instant(device)
+    )
+
+
+def _instant(device: Json) -> datetime | None:
+    value = device.get("lastSyncDateTime")
+    return datetime.fromisoformat(value) if value and not value.startswith("0001-") else None
+
+
+def report_body(app_id: str, *, skip: int, top: int) -> Json:
+    """The request for one page of the per-device report, in a stable order."""
+    return {
+        "filter": f"(ApplicationId eq '{escape(app_id)}')",
+        "select": list(REPORT_COLUMNS),
+        "orderBy": ["DeviceId"],
+        "skip": skip,
+        "top": top,
+    }
+
+
+def report_rows(report: Json) -> list[DeviceReport]:
+    """The rows of a report page.
+
+    Raises:
+        PermanentError: it has no columns or rows as a report has.
+    """
+    try:
+        columns = [column["Column"] for column in report["Schema"]]
+        return [_device_report(dict(zip(columns, row, strict=True))) for row in report["Values"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PermanentError("the device report is not in the form of a report", service="intune") from error
+
+
+def _device_report(row: Json) -> DeviceReport:
+    code = row.get("HexErrorCode")
+    return DeviceReport(
+        device_id=str(row["DeviceId"]),
+        name=str(row.get("DeviceName") or row["DeviceId"]),
+        state=_state(row),
+        detail=_first_text(row, "AppInstallStateDetails", "InstallStateDetail"),
+        error_code=code if code not in {None, "", "0x0", "0x00000000"} else None,
+        version=row.get("AppVersion") or None,
+    )
+
+
+def _state(row: Json) -> InstallState:
+    """By the text columns: what the numbers of ``AppInstallState`` mean is not documented."""
+    text = _first_text(row, "AppInstallState", "AppInstallState_loc", "InstallState") or ""
+    return STATES.get("".join(text.lower().split()), InstallState.UNKNOWN)
+
+
+def _first_text(row: Json, *columns: str) -> str | None:
+    return next((value for column in columns if isinstance(value := row.get(column), str) and value), None)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where packages come from: a file below the allowed folders, or an https address; never trusted before hashed."""
+
+import asyncio
+import hashlib
+import stat
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import httpx
+
+from app.resilience import ResilientClient
+from app.resilience.errors import PermanentError, PolicyError, TransientError
+
+PIECE = 8 * 2**20
+REPORT_EVERY = 1.0
+FRUITLESS_DOWNLOADS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FileRules:
+    """Which local files may leave this machine: those below ``allowed_roots``, symbolic links followed first.
+
+    ``allowed_roots`` None means none, unless ``allow_any_file``: every plane is a sandbox then.
+    """
+
+    allowed_roots: tuple[Path, ...] | None = None
+    allow_any_file: bool = False
+
+    def resolve(self, uri: str, *, service: str) -> Path:
+        """The real path of a ``file:`` URI. Blocks.
+
+        Raises:
+            PolicyError: it lies outside of the allowed folders.
+            PermanentError: no such file.
+        """
+        parts = urlsplit(uri)
+        if parts.netloc not in {"", "localhost"}:
+            raise PermanentError(f"{uri} names another machine", service=service)
+        try:
+            path = Path(url2pathname(parts.path)).resolve(strict=True)
+            is_file = stat.S_ISREG(path.stat().st_mode)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._refusal(uri, service) if not self._is_open() else _no_file(uri, service) from error
+        if not self._allows(path):
+            raise self._refusal(uri, service)
+        if not is_file:
+            raise _no_file(uri, service)
+        return path
+
+    def _is_open(self) -> bool:
+        return self.allowed_roots is None and self.allow_any_file
+
+    def _allows(self, path: Path) -> bool:
+        if self.allowed_roots is None:
+            return self.allow_any_file
+        return any(path.is_relative_to(root.resolve()) for root in self.allowed_roots)
+
+    def _refusal(self, uri: str, service: str) -> PolicyError:
+        return PolicyError(f"{uri} is not a file below EUCORA_PACKAGE_ROOTS", service=service)
+
+
+def _no_file(uri: str, service: str) -> PermanentError:
+    return PermanentError(f"{uri} is not a file", service=service)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells whether a file is still the one that was hashed."""
+
+    inode: int
+    size: int
+    changed_at: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Identity":
+        """Of the file as it is now. Blocks."""
+        status = path.stat()
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class Sources:
+    """Brings packages to this machine. Downloads lie in ``spool`` and go on where they stopped."""
+
+    def __init__(self, service: str, http: ResilientClient, spool: Path, rules: FileRules) -> None:
+        self.spool = spool
+        self._service = service
+        self._http = http
+        self._rules = rules
+
+    async def locate(self, uri: str, name: str) -> Path:
+        """Where the package is, or will be after ``fetch``; ``name`` is unique for the upload it is fetched for."""
+        if uri.startswith("file:"):
+            return await asyncio.to_thread(self._rules.resolve, uri, service=self._service)
+        return self.spool / f"{name}.package"
+
+    async def fetch(self, uri: str, sha256: str, name: str) -> AsyncGenerator[int, None]:
+        """Download if it must be, then hash; yields bytes so far at least every few seconds.
+
+        Raises:
+            PolicyError, PermanentError: the file may not be read, is not there, or has another hash.
+        """
+        path = await self.locate(uri, name)
+        if not uri.startswith("file:") and not path.exists():
+            async with aclosing(self._download(uri, path)) as steps:
+                async for size in steps:
+                    yield size
+        digest = hashlib.sha256()
+        async with aclosing(paced(_hash(path, digest))) as steps:
+            async for size in steps:
+                yield size
+        if digest.hexdigest() != sha256.lower():
+            if not uri.startswith("file:"):
+                path.unlink(missing_ok=True)
+            raise PermanentError(
+                f"the SHA-256 of {uri} is {digest.hexdigest()}, not the promised one", service=self._service
+            )
+
+    async def _download(self, uri: str, path: Path) -> AsyncGenerator[int, None]:
+        """Into ``path``, continuing a part that is there; gives up after three attempts that bring nothing."""
+        part = path.with_suffix(".part")
+        fruitless, before = 0, -1
+        while True:
+            try:
+                async with aclosing(self._continue(uri, part)) as steps:
+                    async for size in steps:
+                        yield size
+                break
+            except TransientError:
+                reached = part.stat().st_size if part.exists() else 0
+                fruitless = 0 if reached > before else fruitless + 1
+                before = reached
+                if fruitless >= FRUITLESS_DOWNLOADS:
+                    raise
+        part.replace(path)
+
+    async def _continue(self, uri: str, part: Path) -> AsyncGenerator[int, None]:
+        start = part.stat().st_size if part.exists() else 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        extensions = {"accept": {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}}
+        async with self._http.stream("GET", uri, headers=headers, extensions=extensions) as answer:
+            if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return  # nothing after what is there: the hash decides whether it is the whole
+            resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
+            with part.open("ab" if resumed else "wb") as file:
+                async for size in _store(answer, file):
+                    yield size
+
+
+async def _store(answer: httpx.Response, file: IO[bytes]) -> AsyncGenerator[int, None]:
+    pending, last = bytearray(), time.monotonic()
+    try:
+        async for chunk in answer.aiter_raw():
+            pending += chunk
+            if len(pending) >= PIECE:
+                await asyncio.to_thread(file.write, bytes(pending))
+                pending.clear()
+                if time.monotonic() - last >= REPORT_EVERY:
+                    last = time.monotonic()
+                    yield file.tell()
+    finally:
+        file.write(pending)  # what has arrived is kept for the next attempt, whatever ended this one
+    yield file.tell()
+
+
+def _hash(path: Path, digest: "hashlib._Hash") -> Iterator[int]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            yield file.tell()
+
+
+async def paced(steps: Iterator[int]) -> AsyncGenerator[int, None]:
+    """Run blocking steps in threads; yields the latest value about once a second and the last one."""
+    last, value, reported = time.monotonic(), 0, None
+    while True:
+        latest = await asyncio.to_thread(next, steps, None)
+        if latest is None:
+            break
+        value = latest
+        if time.monotonic() - last >= REPORT_EVERY:
+            last, reported = time.monotonic(), value
+            yield value
+    if value != reported:
+        yield value
+
+
+def sweep(spool: Path, *, older_than: float) -> None:
+    """Remove what uploads left behind that were given up; ``older_than`` in seconds. Blocks."""
+    limit = time.time() - older_than
+    for path in spool.iterdir():
+        if (
+            path.suffix in {".package", ".part", ".content", ".json", ".making"}
+            and path.stat().st_mtime < limit
+        ):
+            path.unlink(missing_ok=True)
+
+
+def make_private(folder: Path) -> None:
+    """A folder only this user can look into. Blocks."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)

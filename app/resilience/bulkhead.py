@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many calls a service gets from this process at a time, and how many may wait for their turn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.resilience.errors import LocalSaturation
+
+WAITING_PER_PERMIT = 16
+
+
+class Bulkhead:
+    """At most ``limit`` calls at once and 16 times as many in the queue; who comes later is refused at once."""
+
+    def __init__(self, service: str, limit: int) -> None:
+        if limit < 1:
+            raise ValueError(f"bulkhead {service}: the limit must be above zero")
+        self.service = service
+        self._permits = asyncio.Semaphore(limit)
+        self._longest_queue = limit * WAITING_PER_PERMIT
+        self._waiting = 0
+
+    async def acquire(self, *, within: float) -> None:
+        """Wait for a permit, at most ``within`` seconds.
+
+        Raises:
+            LocalSaturation: too many are waiting already, or the time is over.
+        """
+        if self._waiting >= self._longest_queue:
+            raise self._full(f"{self._waiting} calls to {self.service} wait already")
+        if not self._permits.locked():
+            await self._permits.acquire()
+            return
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(within):
+                await self._permits.acquire()
+        except TimeoutError as error:
+            raise self._full(f"no turn for a call to {self.service} within {within:.0f} s") from error
+        finally:
+            self._waiting -= 1
+
+    def _full(self, detail: str) -> LocalSaturation:
+        return LocalSaturation(detail, service=self.service, retry_after=1.0)
+
+    def release(self) -> None:
+        """Give the permit back."""
+        self._permits.release()
+
+    @asynccontextmanager
+    async def permit(self, *, within: float) -> AsyncIterator[None]:
+        """Hold a permit while the block runs."""
+        await self.acquire(within=within)
+        try:
+            yield
+        finally:
+            self.release()

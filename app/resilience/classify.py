@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an answer or an exception means: the one function from both to the classes of ``errors``."""
+
+import asyncio
+import socket
+import ssl
+from email.utils import parsedate_to_datetime
+from enum import Enum, StrEnum
+from http import HTTPStatus
+
+import aiohttp
+import httpx
+
+from app.resilience.errors import (
+    AmbiguousError,
+    AttemptTimeout,
+    AuthError,
+    CallError,
+    ConflictError,
+    Deferral,
+    LocalSaturation,
+    NotThere,
+    PermanentError,
+    PolicyError,
+    ServerError,
+    Throttled,
+    TransientError,
+    Unexpected,
+)
+
+LONGEST_RETRY_AFTER = 24 * 3600.0
+BANDWIDTH_EXCEEDED = 509
+NOT_SUPPORTED = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
+GATEWAY_LOST = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
+TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.SERVICE_UNAVAILABLE, *GATEWAY_LOST}
+
+
+class Safety(StrEnum):
+    """Whether a request may be sent twice: by nature, by a key that the service honours, or not at all."""
+
+    IDEMPOTENT = "idempotent"
+    KEYED = "keyed"
+    UNSAFE = "unsafe"
+
+
+class Verdict(Enum):
+    """What an outcome says of the service to its breaker."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+
+
+def default_safety(method: str) -> Safety:
+    """By HTTP's own rules: POST and PATCH may not be repeated, the others may."""
+    return Safety.UNSAFE if method.upper() in {"POST", "PATCH"} else Safety.IDEMPOTENT
+
+
+def classify_response(
+    response: httpx.Response, *, service: str, safety: Safety, excerpt: str = ""
+) -> CallError | None:
+    """The class of an answer; None for 2xx and 304. ``excerpt`` is the vendor's own words, without secrets."""
+    status = response.status_code
+    if response.is_success or status == HTTPStatus.NOT_MODIFIED:
+        return None
+    wait = retry_after(response)
+    kind = _status_class(status, unsafe=safety is Safety.UNSAFE, told_to_wait=wait is not None)
+    detail = f"{service} answered {status}" + (f": {excerpt}" if excerpt else "")
+    return kind(detail, service=service, status=status, retry_after=wait)
+
+
+def _status_class(status: int, *, unsafe: bool, told_to_wait: bool) -> type[CallError]:
+    if status in {HTTPStatus.TOO_MANY_REQUESTS, BANDWIDTH_EXCEEDED}:
+        return Throttled
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and told_to_wait:
+        return Throttled
+    if unsafe and (status == HTTPStatus.INTERNAL_SERVER_ERROR or status in GATEWAY_LOST):
+        return AmbiguousError
+    if status in TRY_AGAIN:
+        return TransientError
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in NOT_SUPPORTED:
+        return ServerError
+    return CLIENT_ERRORS.get(status, PermanentError)
+
+
+CLIENT_ERRORS: dict[int, type[CallError]] = {
+    HTTPStatus.UNAUTHORIZED: AuthError,
+    HTTPStatus.FORBIDDEN: PolicyError,
+    HTTPStatus.NOT_FOUND: NotThere,
+    HTTPStatus.GONE: NotThere,
+    HTTPStatus.CONFLICT: ConflictError,
+    HTTPStatus.PRECONDITION_FAILED: ConflictError,
+}
+
+
+def classify_exception(error: Exception, *, service: str, safety: Safety, sent: bool) -> CallError:
+    """The class of a failed attempt; ``sent``: some byte of the request may have reached the service."""
+    if isinstance(error, CallError):
+        return error
+    if isinstance(error, httpx.PoolTimeout):
+        return LocalSaturation(f"no free connection to {service}", service=service, retry_after=1.0)
+    if not _is_network(error):
+        return _local(error, service)
+    if _is_bad_certificate(error):
+        return PermanentError(f"{service} shows a certificate that is not trusted: {error}", service=service)
+    kind = AmbiguousError if sent and safety is Safety.UNSAFE else _lost(error)
+    return kind(f"{service} did not answer ({_name(error)})", service=service)
+
+
+def _lost(error: Exception) -> type[TransientError]:
+    timed_out = isinstance(error, TimeoutError | httpx.TimeoutException) and not _is_lost_connection(error)
+    return AttemptTimeout if timed_out else TransientError
+
+
+def _local(error: Exception, service: str) -> CallError:
+    if isinstance(error, httpx.DecodingError):
+        return PermanentError(f"{service} sent a body that cannot be decoded", service=service)
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return PermanentError(f"the address of {service} cannot be used: {error}", service=service)
+    return Unexpected(f"unexpected {_name(error)} while calling {service}", service=service)
+
+
+def _is_network(error: Exception) -> bool:
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return False
+    return isinstance(
+        error,
+        httpx.TransportError
+        | aiohttp.ClientConnectionError
+        | aiohttp.ClientPayloadError
+        | ConnectionError
+        | TimeoutError
+        | socket.gaierror
+        | ssl.SSLError,
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what caused it: the transport renames errors, only the cause tells what happened."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _is_bad_certificate(error: Exception) -> bool:
+    kinds = (
+        ssl.SSLCertVerificationError,
+        aiohttp.ClientConnectorCertificateError,
+        aiohttp.ServerFingerprintMismatch,
+    )
+    return any(isinstance(link, kinds) for link in _chain(error))
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    return any(
+        isinstance(link, aiohttp.ClientConnectionError) and not isinstance(link, asyncio.TimeoutError)
+        for link in _chain(error)
+    )
+
+
+def _name(error: Exception) -> str:
+    return type(error.__cause__ or error).__name__
+
+
+def verdict(error: CallError | None, *, service: str) -> Verdict:
+    """What the outcome says of ``service``: a refusal proves it alive, our own troubles prove nothing."""
+    if error is None:
+        return Verdict.SUCCESS
+    if error.service != service or isinstance(error, Deferral | AuthError | PolicyError | ConflictError):
+        return Verdict.NEUTRAL
+    if isinstance(error, TransientError | AmbiguousError):
+        return Verdict.FAILURE
+    return Verdict.SUCCESS if error.status is not None else Verdict.NEUTRAL
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds the service asks to wait, between 0 and a day; dates count from the server's own ``Date``.
+
+    None where the header is absent or unreadable.
+    """
+    value = response.headers.get("retry-after", "").strip()
+    seconds = _seconds(value)
+    if seconds is None:
+        seconds = _seconds_until(value, response.headers.get("date", ""))
+    return None if seconds is None else min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _seconds(value: str) -> float | None:
+    return float(value) if value.replace(".", "", 1).isdecimal() and value.isascii() else None
+
+
+def _seconds_until(value: str, served_at: str) -> float | None:
+    try:
+        return (parsedate_to_datetime(value) - parsedate_to_datetime(served_at)).total_seconds()
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client for every HTTP call out; the only user of the transport below httpx.
+
+An answer is returned only if it is one the caller can work with (2xx, 304, or a status named in ``accept``);
+everything else is raised as its class of ``errors``.
+"""
+
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, NoReturn
+from urllib.request import getproxies, proxy_bypass
+from uuid import uuid4
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
+
+from app.resilience.auth import Authenticator
+from app.resilience.breaker import ServiceBreaker, get_breaker
+from app.resilience.bulkhead import Bulkhead
+from app.resilience.classify import Safety, classify_exception, classify_response, default_safety
+from app.resilience.errors import CallError, PermanentError
+from app.resilience.guard import Attempt, Guard
+from app.resilience.retry import DEFAULT_RETRY, RetryProfile
+
+MAX_ANSWER_BYTES = 10 * 2**20
+MAX_EXCERPT_CHARACTERS = 400
+MAX_REDIRECTS = 5
+CONNECT_TIMEOUT = 5.0
+CONSUMED_HEADERS = {"content-encoding", "content-length", "transfer-encoding"}
+LOOKS_SECRET = re.compile(
+    r"(?i)(bearer\s+|\b(?:sig|token|secret|password|client_secret|access_token|api_?key)\b[\"']?\s*[=:]\s*[\"']?)"
+    r"[^\s&\"',;}]+"
+)
+
+_attempt: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What a request may say about itself in ``extensions``.
+
+    ``safety``: whether it may be repeated (by default the method's); ``accept``: error statuses that are
+    answers; ``profile``: other patience; ``max_bytes``: another limit of the decoded body.
+    """
+
+    safety: Safety
+    accept: frozenset[int]
+    profile: RetryProfile
+    max_bytes: int
+
+    @classmethod
+    def of(cls, request: httpx.Request, default: RetryProfile) -> "CallOptions":
+        """Read the options of a request."""
+        wish = request.extensions
+        return cls(
+            safety=Safety(wish.get("safety") or default_safety(request.method)),
+            accept=frozenset(wish.get("accept", ())),
+            profile=wish.get("profile") or default,
+            max_bytes=wish.get("max_bytes", MAX_ANSWER_BYTES),
+        )
+
+
+def create_resilient_client(
+    service: str,
+    *,
+    base_url: str = "",
+    auth: Authenticator | None = None,
+    max_concurrency: int = 10,
+    profile: RetryProfile = DEFAULT_RETRY,
+    breaker: ServiceBreaker | None = None,
+    correlation_id: Callable[[], str | None] = lambda: None,
+    verify: ssl.SSLContext | None = None,
+) -> "ResilientClient":
+    """A client of one service, to be shared by all callers of this process and closed at the end.
+
+    ``auth`` is used for addresses of ``base_url``'s origin only. ``correlation_id`` tells the current one for
+    requests that do not bring their own ``X-Correlation-ID``.
+    """
+    guard = Guard(service, breaker or get_breaker(service), Bulkhead(service, max_concurrency))
+    wire = _Wire(verify or _certificates(), max_concurrency)
+    return ResilientClient(
+        guard, wire, base_url=base_url, token_source=auth, profile=profile, correlation_id=correlation_id
+    )
+
+
+class ResilientClient(httpx.AsyncClient):
+    """An ``httpx.AsyncClient`` whose ``send`` goes through the guard; no cookies, no redirects to other hosts."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        wire: "_Wire",
+        *,
+        base_url: str,
+        token_source: Authenticator | None,
+        profile: RetryProfile,
+        correlation_id: Callable[[], str | None],
+    ) -> None:
+        timeout = httpx.Timeout(profile.attempt_timeout, connect=CONNECT_TIMEOUT, pool=None)
+        super().__init__(base_url=base_url, transport=wire, timeout=timeout, trust_env=False)
+        self.service = guard.service
+        self._guard = guard
+        self._wire = wire
+        self._token_source = token_source
+        self._profile = profile
+        self._correlation_id = correlation_id
+
+    async def send(
+        self, request: httpx.Request, *, stream: bool = False, auth: Any = None, follow_redirects: Any = None
+    ) -> httpx.Response:
+        """Send through deadline, retry, bulkhead, breaker and attempt timeout.
+
+        With ``stream`` the body is left to the caller, who closes the answer; its errors are classified too.
+
+        Raises:
+            CallError: no answer that the caller can work with.
+        """
+        del auth, follow_redirects  # httpx's own ways of doing both are not used
+        if self.is_closed:
+            raise RuntimeError(f"the client of {self.service} is closed")
+        options = CallOptions.of(request, self._profile)
+        request.headers.setdefault("X-Correlation-ID", self._correlation_id() or str(uuid4()))
+        if self._token_source is not None and self._is_at_home(request.url):
+            await self._token_source.token()  # outside the guard: its troubles are not this service's
+
+        async def exchange(attempt: Attempt) -> httpx.Response:
+            _attempt.set(attempt)
+            return await self._exchange(request, options, stream=stream)
+
+        return await self._guard.run(exchange, safety=options.safety, profile=options.profile)
+
+    async def _exchange(
+        self, request: httpx.Request, options: CallOptions, *, stream: bool
+    ) -> httpx.Response:
+        response = await self._authenticated(request)
+        try:
+            if response.is_success and stream:
+                return self._handed_over(response, options)
+            answer = await self._read(response, options.max_bytes)
+        except BaseException:
+            await response.aclose()
+            raise
+        if answer.status_code not in options.accept:
+            self._raise_unless_ok(answer, options)
+        return answer
+
+    async def _authenticated(self, request: httpx.Request) -> httpx.Response:
+        if self._token_source is None or not self._is_at_home(request.url):
+            return await self._follow(request)
+        token = await self._token_source.token()
+        response = await self._follow(_with_token(request, token))
+        if response.status_code != HTTPStatus.UNAUTHORIZED:
+            return response
+        await response.aclose()
+        return await self._follow(_with_token(request, await self._token_source.renew(token)))
+
+    async def _follow(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(MAX_REDIRECTS):
+            response = await self._wire.handle_async_request(request)
+            response.request = request
+            if request.method not in {"GET", "HEAD"} or not response.has_redirect_location:
+                return response
+            await response.aclose()
+            request = self._redirected(request, request.url.join(response.headers["location"]))
+        raise PermanentError(
+            f"{self.service} redirects more than {MAX_REDIRECTS} times", service=self.service
+        )
+
+    def _redirected(self, request: httpx.Request, target: httpx.URL) -> httpx.Request:
+        if _origin(target) != _origin(request.url):
+            raise PermanentError(
+                f"{self.service} redirects to another host, {target.host}", service=self.service
+            )
+        headers = {name: value for name, value in request.headers.items() if name != "host"}
+        return httpx.Request(request.method, target, headers=headers, extensions=request.extensions)
+
+    def _is_at_home(self, url: httpx.URL) -> bool:
+        return _origin(url) == _origin(self.base_url)
+
+    def _handed_over(self, response: httpx.Response, options: CallOptions) -> httpx.Response:
+        response.stream = _ClassifiedStream(response.stream, self.service, options.safety)
+        return response
+
+    async def _read(self, response: httpx.Response, limit: int) -> httpx.Response:
+        """The whole answer, decoded, at most ``limit`` bytes."""
+        parts, size = [], 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > limit:
+                raise PermanentError(f"{self.service} sent more than {limit} bytes", service=self.service)
+            parts.append(part)
+        await response.aclose()
+        headers = [pair for pair in response.headers.multi_items() if pair[0] not in CONSUMED_HEADERS]
+        return httpx.Response(
+            response.status_code,
+            headers=headers,
+            content=b"".join(parts),
+            request=response.request,
+            extensions=response.extensions,
+        )
+
+    def _raise_unless_ok(self, answer: httpx.Response, options: CallOptions) -> None:
+        error = classify_response(
+            answer, service=self.service, safety=options.safety, excerpt=self.excerpt(answer)
+        )
+        if error is not None:
+            raise error
+
+    def excerpt(self, answer: httpx.Response) -> str:
+        """The beginning of a body in one line, with everything that is or looks like a secret cut out."""
+        text = " ".join(answer.text.split())
+        for secret in () if self._token_source is None else self._token_source.secrets():
+            text = text.replace(secret, "***")
+        return LOOKS_SECRET.sub(r"\1***", text)[:MAX_EXCERPT_CHARACTERS]
+
+
+class _ClassifiedStream(httpx.AsyncByteStream):
+    """A body read by the caller, whose failures are of the classes of ``errors`` too."""
+
+    def __init__(self, body: Any, service: str, safety: Safety) -> None:
+        self._body = body
+        self._service = service
+        self._safety = safety
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._body:
+                yield part
+        except (httpx.TransportError, aiohttp.ClientError, OSError) as error:
+            self._raise_classified(error)
+
+    def _raise_classified(self, error: Exception) -> NoReturn:
+        raise classify_exception(error, service=self._service, safety=self._safety, sent=True) from error
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+class _Wire(httpx.AsyncBaseTransport):
+    """httpx's transport over aiohttp: one connection pool, and one per proxy that the environment names."""
+
+    def __init__(self, certificates: ssl.SSLContext, limit: int) -> None:
+        self._certificates = certificates
+        self._limit = limit
+        self._pools: dict[str | None, AiohttpTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = _proxy_of(request.url)
+        if proxy not in self._pools:
+            self._pools[proxy] = AiohttpTransport(
+                verify=self._certificates,
+                client=self._session,
+                proxy=httpx.Proxy(proxy) if proxy else None,
+            )
+        return await self._pools[proxy].handle_async_request(request)
+
+    def _session(self) -> aiohttp.ClientSession:
+        traces = aiohttp.TraceConfig()
+        traces.on_request_headers_sent.append(_mark_sent)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._limit, ssl=self._certificates),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[traces],
+        )
+
+    async def aclose(self) -> None:
+        for pool in self._pools.values():
+            await pool.aclose()
+
+
+async def _mark_sent(*_: object) -> None:
+    """Note that from here on the service may have seen the request."""
+    attempt = _attempt.get()
+    if attempt is not None:
+        attempt.sent = True
+
+
+def _with_token(request: httpx.Request, token: SecretStr) -> httpx.Request:
+    headers = httpx.Headers(request.headers)
+    headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+    return httpx.Request(
+        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _proxy_of(url: httpx.URL) -> str | None:
+    proxies: Mapping[str, str] = _proxies()
+    if not proxies or proxy_bypass(url.host):
+        return None
+    return proxies.get(url.scheme) or proxies.get("all")
+
+
+@lru_cache(maxsize=1)
+def _proxies() -> dict[str, str]:
+    return getproxies()
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """Reading the trusted certificates takes 20 ms, so all clients share them."""
+    return httpx.create_ssl_context()
+
+
+__all__ = ["CallError", "CallOptions", "ResilientClient", "create_resilient_client"]
