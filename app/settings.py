@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one settings tree, and the only reader of the environment. Names are ``EUCORA_…``, nested with ``__``."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -29,11 +39,14 @@ class DatabaseSettings(Part):
 
 
 class WorkerSettings(Part):
-    """How a worker process behaves; times in seconds. ``completion_wait`` is granted to running jobs on SIGTERM."""
+    """How a worker process behaves; times in seconds. ``completion_wait`` is granted to jobs on SIGTERM,
+    ``backoff`` is what the waits after failures are multiples of.
+    """
 
     lease: PositiveFloat = 15.0
     heartbeat: PositiveFloat = 5.0
     poll: PositiveFloat = 0.1
+    backoff: PositiveFloat = 1.0
     relay_interval: PositiveFloat = 0.5
     ring_again: PositiveFloat = 10.0
     max_jobs: PositiveInt = 20
@@ -79,3 +92,23 @@ class Settings(BaseSettings):
         if isinstance(roots, str):
             values["package_roots"] = tuple(Path(root) for root in roots.split(os.pathsep) if root)
         return values
+
+
+def describe_errors(error: ValidationError) -> list[str]:
+    """What is wrong, one line per variable; values are not repeated, they may be secrets."""
+    return [f"EUCORA_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+
+
+def unknown_variables() -> list[str]:
+    """The variables that look like ours and mean nothing, each with the name that may be meant."""
+    known = [f"EUCORA_{name.upper()}" for name in Settings.model_fields]
+    given = [
+        name for name in os.environ if name.startswith("EUCORA_") and not name.startswith("EUCORA_TEST_")
+    ]
+    return [suggest(name, known) for name in given if name.partition("__")[0] not in known]
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The name, and the known one it resembles."""
+    close = difflib.get_close_matches(name.partition("__")[0], known, n=1)
+    return f"{name} (do you mean {close[0]}?)" if close else name

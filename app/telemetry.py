@@ -143,7 +143,7 @@ def with_context(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
 
 
 def setup(*, process: str, level: str = "info", stream: TextIO | None = None) -> None:
-    """Send every log line of this process, libraries included, to standard error, one JSON object per line."""
+    """Send every log line of this process, libraries included, to standard error as JSON, one per line."""
 
     def named(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["process"] = process

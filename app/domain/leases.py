@@ -178,16 +178,18 @@ async def succeed(session: AsyncSession, claimed: Claimed, result: Json | None =
         raise _lost(claimed)
 
 
-async def fail(session: AsyncSession, claimed: Claimed, failure: Failure, *, ended: Ended) -> None:
+async def fail(session: AsyncSession, claimed: Claimed, failure: Failure, *, ended: Ended) -> OperationStatus:
     """FAILED: repeating cannot help."""
     operation = await _hold_with_deployment(session, claimed)
-    await end(session, operation, OperationStatus.FAILED, failure=failure, ended=ended)
+    operation = await end(session, operation, OperationStatus.FAILED, failure=failure, ended=ended)
+    return operation.status
 
 
-async def finish_cancel(session: AsyncSession, claimed: Claimed, *, ended: Ended) -> None:
+async def finish_cancel(session: AsyncSession, claimed: Claimed, *, ended: Ended) -> OperationStatus:
     """CANCELLED, by the worker that was asked to stop."""
     operation = await _hold_with_deployment(session, claimed)
-    await end(session, operation, OperationStatus.CANCELLED, failure=None, ended=ended)
+    operation = await end(session, operation, OperationStatus.CANCELLED, failure=None, ended=ended)
+    return operation.status
 
 
 async def retry(
@@ -245,9 +247,13 @@ async def again(
     return operation.status
 
 
-async def give_back(session: AsyncSession, claimed: Claimed) -> None:
+async def give_back(session: AsyncSession, claimed: Claimed, *, ended: Ended) -> OperationStatus:
     """QUEUED again at once, the attempt returned: the worker goes, the work stays."""
-    operation = await hold(session, claimed)
-    values = {"attempt": operation.attempt - 1, "run_after": after(timedelta(0))}
-    await leave(session, operation, OperationStatus.QUEUED, **values)
-    wake(session)
+    operation = await _hold_with_deployment(session, claimed)
+    if operation.cancel_requested:
+        operation = await end(session, operation, OperationStatus.CANCELLED, failure=None, ended=ended)
+    else:
+        values = {"attempt": operation.attempt - 1, "run_after": after(timedelta(0))}
+        operation = await leave(session, operation, OperationStatus.QUEUED, **values)
+        wake(session)
+    return operation.status

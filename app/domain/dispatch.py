@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations as the relay sees them: which are due, which were abandoned, which ran out of time.
+
+Any number of relays may do all of this at once: rows in another's hands are skipped.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, func, null, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domain.operations import (
+    KINDS,
+    OPEN,
+    Ended,
+    Failure,
+    OperationKind,
+    end,
+    lock_deployment,
+    unavailable,
+    wake,
+)
+from app.models import Operation, OperationStatus
+
+WORKER_LOST = Failure("transient", "worker_lost", "its worker disappeared and no attempt is left")
+OUT_OF_TIME = Failure("transient", "deadline", "the deadline passed before it could be finished")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An operation to be rung for. ``fence`` makes the bell's name new after each claim."""
+
+    id: UUID
+    kind: OperationKind
+    queue: str
+    fence: int
+
+
+async def dispatch(
+    session: AsyncSession, kinds: Iterable[OperationKind], *, ring_again: timedelta, limit: int
+) -> list[Due]:
+    """Stamp and return at most ``limit`` due operations, the longest due first, that need a (new) wake-up.
+
+    One statement. A wake-up that nobody answered for ``ring_again`` is due again.
+    """
+    kinds = list(kinds)
+    now = func.now()  # stable within the statement, so that the partial index serves
+    unanswered = or_(Operation.dispatched_at.is_(None), Operation.dispatched_at < now - ring_again)
+    due = (
+        select(Operation.id)
+        .where(Operation.status.in_(OPEN), Operation.queue.in_({KINDS[kind].queue.value for kind in kinds}))
+        .where(Operation.kind.in_([kind.value for kind in kinds]), Operation.run_after <= now, unanswered)
+        .order_by(Operation.run_after)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("due")
+    )
+    stamped = await session.execute(
+        update(Operation)
+        .where(Operation.id == due.c.id)
+        .values(dispatched_at=func.clock_timestamp())
+        .returning(Operation.id, Operation.kind, Operation.queue, Operation.fence, Operation.run_after)
+        .execution_options(synchronize_session=False)
+    )
+    rows = sorted(stamped, key=lambda row: row.run_after)
+    return [Due(row.id, OperationKind(row.kind), row.queue, row.fence) for row in rows]
+
+
+async def undispatch(session: AsyncSession, operation_ids: Sequence[UUID] | None = None) -> None:
+    """These wake-ups did not arrive, or none did: the operations are due for one at once."""
+    lost = update(Operation).where(Operation.status.in_(OPEN), Operation.dispatched_at.is_not(None))
+    if operation_ids is not None:
+        lost = lost.where(Operation.id.in_(operation_ids))
+    await session.execute(lost.values(dispatched_at=null()).execution_options(synchronize_session=False))
+
+
+async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
+    """Queue again what a silent worker held, if attempts are left; how many."""
+    abandoned = (
+        select(Operation.id)
+        .where(_abandoned(), Operation.attempt < Operation.max_attempts, ~Operation.cancel_requested)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    queued = await session.scalars(
+        update(Operation)
+        .where(Operation.id.in_(abandoned.scalar_subquery()))
+        .values(
+            status=OperationStatus.QUEUED,
+            lease_owner=null(),
+            lease_until=null(),
+            dispatched_at=null(),
+            run_after=func.clock_timestamp(),
+            version=Operation.version + 1,
+        )
+        .returning(Operation.id)
+        .execution_options(synchronize_session=False)
+    )
+    number = len(queued.all())
+    if number:
+        wake(session)
+    return number
+
+
+def _abandoned() -> ColumnElement[bool]:
+    return and_(Operation.status == OperationStatus.RUNNING, Operation.lease_until < func.now())
+
+
+def _hopeless() -> ColumnElement[bool]:
+    spent = or_(Operation.attempt >= Operation.max_attempts, Operation.cancel_requested)
+    late = and_(Operation.status.in_(OPEN), Operation.deadline < func.now())
+    return or_(and_(_abandoned(), spent), late)
+
+
+async def hopeless(session: AsyncSession, *, limit: int = 100) -> list[UUID]:
+    """Operations to be ended one by one by ``give_up``: abandoned for the last time, or out of time."""
+    return list(await session.scalars(select(Operation.id).where(_hopeless()).limit(limit)))
+
+
+async def give_up(session: AsyncSession, operation_id: UUID, *, ended: Ended) -> Operation | None:
+    """End one hopeless operation, CANCELLED if that was asked for, else FAILED; None if another relay did."""
+    deployment_id = await session.scalar(select(Operation.deployment_id).where(Operation.id == operation_id))
+    await lock_deployment(session, deployment_id)
+    query = select(Operation).where(Operation.id == operation_id, _hopeless())
+    operation = await session.scalar(query.with_for_update(skip_locked=True, key_share=True))
+    if operation is None:
+        return None
+    if operation.cancel_requested:
+        return await end(session, operation, OperationStatus.CANCELLED, failure=None, ended=ended)
+    return await end(session, operation, OperationStatus.FAILED, failure=_reason(operation), ended=ended)
+
+
+def _reason(operation: Operation) -> Failure:
+    if operation.status is OperationStatus.RUNNING:
+        return WORKER_LOST
+    if operation.deferrals == 0 or operation.error is None:
+        return OUT_OF_TIME
+    last = operation.error
+    return unavailable(Failure(last["class"], last["code"], last["message"], last["service"]))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job is given and what it may answer."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domain import leases
+from app.domain.leases import Beat, Claimed
+from app.errors import LeaseLost
+from app.models.base import Json
+from app.runtime import Runtime
+
+
+class CancelRequested(Exception):
+    """Somebody asked for the operation to be stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The work is finished; ``result`` is kept on the operation."""
+
+    result: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """There was progress and there is more to do, or to look at, after ``delay``. No attempt is spent."""
+
+    delay: timedelta = timedelta(0)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one operation: transaction, call, transaction; never a call inside a transaction."""
+
+    runtime: Runtime
+    claimed: Claimed
+    soft_deadline: float = field(repr=False)
+    """On ``time.monotonic()``: when to stop at the next good place."""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that commits only while the operation is still held by this run.
+
+        The check is the last statement and locks the operation until the commit: a fenced worker writes
+        nothing, and the operation's row is locked after the deployment's, as everywhere.
+
+        Raises:
+            LeaseLost: nothing was written.
+        """
+        async with self.runtime.transaction() as session:
+            yield session
+            await leases.hold(session, self.claimed)
+
+    async def still_mine(self) -> None:
+        """To be awaited before a call that changes something outside.
+
+        Raises:
+            LeaseLost: somebody else does this work now.
+            CancelRequested: it is to be stopped.
+        """
+        async with AsyncSession(self.runtime.accept_engine) as session:
+            beat = await leases.look(session, self.claimed)
+        if beat is Beat.LOST:
+            raise LeaseLost(
+                f"operation {self.claimed.id} is held by another worker", operation_id=self.claimed.id
+            )
+        if beat is Beat.CANCEL:
+            raise CancelRequested
+
+    def out_of_time(self) -> bool:
+        """Whether the soft limit is reached: keep what there is and answer ``Again``."""
+        return self.time_left() <= timedelta(0)
+
+    def time_left(self) -> timedelta:
+        """Until the soft limit; negative past it."""
+        return timedelta(seconds=self.soft_deadline - time.monotonic())
+
+
+Outcome = Done | Again
+JobFunction = Callable[[Job], Awaitable[Outcome]]

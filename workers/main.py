@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker process: a runner, a relay, and one arq worker per queue in one loop."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
+
+import uvloop
+from redis.exceptions import RedisError
+
+from app import telemetry
+from app.domain import outcomes
+from app.domain.operations import KINDS, OperationKind, Queue
+from app.runtime import Runtime, open_runtime
+from app.settings import Settings, WorkerSettings
+from workers import deployments, planes
+from workers.context import JobFunction
+from workers.queues import QueueLoop, QueueWorker, Slots
+from workers.relay import Relay
+from workers.runner import Runner
+
+PRESENCE_EVERY, PRESENCE_LASTS = 10.0, 30
+
+JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
+    {
+        OperationKind.DEPLOY_TO_CONNECTOR: deployments.deploy_to_connector,
+        OperationKind.EXECUTE_ROLLBACK: deployments.execute_rollback,
+        OperationKind.MEASURE_RING: deployments.measure_ring,
+        OperationKind.CHECK_PLANE: planes.check_plane,
+        OperationKind.COUNT_TARGET: planes.count_target,
+    }
+)
+
+log = telemetry.logger(__name__)
+
+
+def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT; returns when everything held is finished or given back."""
+    telemetry.setup(process="worker", level=settings.log_level)
+    uvloop.run(main(settings))
+
+
+async def main(settings: Settings, jobs: Mapping[OperationKind, JobFunction] = JOBS) -> None:
+    """One worker process from start to stop."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_runtime(settings, process="worker") as runtime:
+        await work(runtime, jobs, stop)
+
+
+async def work(runtime: Runtime, jobs: Mapping[OperationKind, JobFunction], stop: asyncio.Event) -> None:
+    """Run operations until ``stop`` is set; then finish or give back what runs."""
+    runner = Runner(runtime, jobs, ended=outcomes.operation_ended)
+    relay = asyncio.create_task(Relay(runtime, list(jobs), ended=outcomes.operation_ended).run())
+    loops = queue_loops(runner)
+    hearing = [asyncio.create_task(loop.run()) for loop in loops]
+    presence = asyncio.create_task(show_presence(runner))
+    log.info("worker_started", owner=runner.owner, kinds=[kind.value for kind in jobs])
+    await stop.wait()
+
+    log.info("worker_stopping", running=runner.running)
+    await end(relay)
+    for loop in loops:
+        loop.stop_taking()
+    await runner.stop(runtime.settings.worker.completion_wait)
+    await end(presence, *hearing)
+    log.info("worker_stopped", running=runner.running)
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel, and wait until it has happened."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def queue_loops(runner: Runner) -> list[QueueLoop]:
+    """One per queue that has a job. Rollbacks have slots of their own, so that nothing can starve them."""
+    limits = runner.runtime.settings.worker
+    shared, own = Slots(limits.max_jobs), Slots(limits.rollback_jobs)
+    queues: dict[Queue, list[OperationKind]] = {}
+    for kind in runner.jobs:
+        queues.setdefault(KINDS[kind].queue, []).append(kind)
+    return [
+        QueueLoop(
+            partial(queue_worker, runner, limits, queue, kinds, own if queue is Queue.ROLLBACK else shared)
+        )
+        for queue, kinds in queues.items()
+    ]
+
+
+def queue_worker(
+    runner: Runner, limits: WorkerSettings, queue: Queue, kinds: list[OperationKind], slots: Slots
+) -> QueueWorker:
+    """A new arq worker for one queue."""
+    return QueueWorker(
+        queue.value,
+        kinds,
+        runner.deliver,
+        slots=slots,
+        redis=runner.runtime.redis,
+        owner=runner.owner,
+        poll=limits.poll,
+    )
+
+
+async def show_presence(runner: Runner) -> None:
+    """Keep a key of this process's own in Redis while it lives; arq's is shared by a queue's workers."""
+    redis, key = runner.runtime.redis, f"eucora:worker:{runner.owner}"
+    since = time.time()
+    try:
+        while True:
+            state = {"pid": os.getpid(), "since": round(since), "running": runner.running}
+            with suppress(RedisError, OSError, TimeoutError):
+                await redis.set(key, json.dumps(state), ex=PRESENCE_LASTS)
+            await asyncio.sleep(PRESENCE_EVERY)
+    finally:
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                await redis.delete(key)

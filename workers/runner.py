@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens around every job: claim, lease, heartbeat, limits, and the outcome written under the fence.
+
+Nothing is ever raised into the queue's library: the row in PostgreSQL says what happened and what comes next.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import telemetry
+from app.domain import leases
+from app.domain.leases import Beat, Claimed
+from app.domain.operations import KINDS, Ended, Failure, Kind, OperationKind
+from app.errors import LeaseLost
+from app.models import OperationStatus
+from app.runtime import Runtime
+from workers import failures
+from workers.context import Again, CancelRequested, Done, Job, JobFunction, Outcome
+from workers.failures import Action, Verdict
+
+GRACE = 5.0
+"""Seconds a cancelled job may take to end; after that its outcome is written without it."""
+LEASE_TRUST = 0.9
+"""Part of a lease after which, without a heartbeat that came through, the work stops by itself."""
+
+log = telemetry.logger(__name__)
+
+
+class Stop(StrEnum):
+    """Why a run was stopped from outside."""
+
+    LOST = "lost"
+    CANCEL = "cancel"
+    SHUTDOWN = "shutdown"
+    HARD_LIMIT = "hard_limit"
+
+
+Ending = Outcome | Verdict | Stop
+
+
+def owner_name() -> str:
+    """Who holds the leases of this process: host, process and a part that no other process will have."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class Runner:
+    """Runs operations for one process, and gives them back when the process ends."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        jobs: Mapping[OperationKind, JobFunction],
+        *,
+        ended: Ended,
+        kinds: Mapping[OperationKind, Kind] = KINDS,
+    ) -> None:
+        self.runtime = runtime
+        self.jobs = jobs
+        self.kinds = kinds
+        self.ended = ended
+        self.owner = owner_name()
+        self._runs: dict[asyncio.Task[None], Run | None] = {}
+        self._stopping = False
+
+    @property
+    def running(self) -> int:
+        """How many operations are being worked on, or claimed, right now."""
+        return len(self._runs)
+
+    async def deliver(self, _: object, operation_id: str) -> None:
+        """The function behind every name in the queue.
+
+        The work outlives a cancelled caller: the queue may be lost, what was claimed is not.
+        """
+        task = asyncio.create_task(self._run(operation_id))
+        self._runs[task] = None
+        task.add_done_callback(self._runs.pop)
+        await asyncio.shield(task)
+
+    async def stop(self, wait: float) -> None:
+        """Claim nothing more, let what runs finish within ``wait`` seconds, give back the rest."""
+        self._stopping = True
+        await self._idle(wait)
+        for run in self._runs.values():
+            if run is not None:
+                run.stop(Stop.SHUTDOWN)
+        await self._idle(GRACE * 2)
+        for task in self._runs:
+            task.cancel()
+
+    async def _idle(self, within: float) -> None:
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=within)
+
+    async def _run(self, operation_id: str) -> None:
+        try:
+            claimed = None if self._stopping else await self._claim(UUID(operation_id))
+        except Exception as error:  # noqa: BLE001 - whatever it was: nothing is claimed, so it is rung for again
+            log.warning("claim_failed", operation_id=operation_id, error=repr(error))
+            return
+        if claimed is None:
+            return
+        with telemetry.correlated(claimed.correlation_id, operation_id=operation_id, kind=claimed.kind.value):
+            run = Run(self, claimed)
+            task = asyncio.current_task()
+            if task is not None:
+                self._runs[task] = run
+            await run.attend()
+
+    async def _claim(self, operation_id: UUID) -> Claimed | None:
+        async with self.session() as session:
+            lease = timedelta(seconds=self.runtime.settings.worker.lease)
+            return await leases.claim(session, operation_id, owner=self.owner, lease=lease)
+
+    def session(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """For single statements that are their own transaction."""
+        return AsyncSession(self.runtime.accept_engine, expire_on_commit=False)
+
+
+class Run:
+    """One run of one operation: the job's task, its lease, and what stopped it."""
+
+    def __init__(self, runner: Runner, claimed: Claimed) -> None:
+        self.runner = runner
+        self.runtime = runner.runtime
+        self.limits = runner.runtime.settings.worker
+        self.kind = runner.kinds[claimed.kind]
+        self.claimed = claimed
+        self.began = time.monotonic()
+        self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+
+    def stop(self, reason: Stop) -> None:
+        """Have the job cancelled; the first reason counts."""
+        if not self._stopped.done():
+            self._stopped.set_result(reason)
+
+    async def attend(self) -> None:
+        """Do the job and write down what became of it."""
+        log.info("operation_started", attempt=self.claimed.attempt, fence=self.claimed.fence)
+        telemetry.operations_running.inc()
+        work = asyncio.create_task(self._work())
+        lease = asyncio.create_task(self._keep_lease())
+        try:
+            outcome = await self._record(await self._ending(work))
+            self._tell(outcome)
+        except Exception:
+            log.exception("outcome_not_written")  # the lease ends, and a relay takes it from there
+        finally:
+            telemetry.operations_running.dec()
+            lease.cancel()
+            work.cancel()
+
+    def _tell(self, outcome: str) -> None:
+        seconds = time.monotonic() - self.began
+        telemetry.operations_ended.labels(self.claimed.kind.value, outcome).inc()
+        telemetry.operation_seconds.labels(self.claimed.kind.value).observe(seconds)
+        log.info("operation_left", outcome=outcome, seconds=round(seconds, 3), attempt=self.claimed.attempt)
+
+    async def _work(self) -> Ending:
+        job = Job(self.runtime, self.claimed, self.began + self.kind.soft_limit.total_seconds())
+        try:
+            outcome = await self.runner.jobs[self.claimed.kind](job)
+        except asyncio.CancelledError:
+            raise
+        except CancelRequested:
+            return Stop.CANCEL
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: one job must not end its neighbours
+            return self._judge(error)
+        if not isinstance(outcome, Done | Again):
+            return self._judge(TypeError(f"the job answered {type(outcome).__name__}, not Done or Again"))
+        return outcome
+
+    def _judge(self, error: BaseException) -> Verdict:
+        last_code = (self.claimed.last_error or {}).get("code")
+        verdict = failures.judge(error, last_code=last_code)
+        if verdict.failure.code == failures.BUG:
+            log.error("job_failed_unexpectedly", exc_info=error)
+        elif verdict.action is not Action.DROP:
+            log.warning("job_failed", action=verdict.action.name.lower(), **verdict.failure.to_json())
+        return verdict
+
+    async def _ending(self, work: asyncio.Task[Ending]) -> Ending:
+        hard_limit = self.kind.hard_limit.total_seconds()
+        either: set[asyncio.Future[Any]] = {work, self._stopped}
+        await asyncio.wait(either, timeout=hard_limit, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            self.stop(Stop.HARD_LIMIT)
+            work.cancel()
+            await asyncio.wait({work}, timeout=GRACE)
+        if not work.done():
+            log.error("job_ignores_cancellation", reason=self._stopped.result())
+            return self._stopped.result()
+        if not work.cancelled():
+            ending = work.result()
+            # An error that came out of being stopped says nothing about the work.
+            return self._stopped.result() if self._stopped.done() and isinstance(ending, Verdict) else ending
+        if self._stopped.done():
+            return self._stopped.result()
+        return self._judge(RuntimeError("the job was cancelled from inside"))
+
+    async def _keep_lease(self) -> None:
+        wait, good = self.limits.heartbeat, time.monotonic()
+        while True:
+            await asyncio.sleep(wait)
+            asked = time.monotonic()
+            try:
+                beat = await self._beat()
+            except Exception as error:  # noqa: BLE001 - without an answer the lease ends, whatever the reason
+                log.warning("heartbeat_failed", error=repr(error))
+                if time.monotonic() - good > self.limits.lease * LEASE_TRUST:
+                    return self.stop(Stop.LOST)
+                wait = min(1.0, self.limits.heartbeat)
+                continue
+            if beat is not Beat.FINE:
+                return self.stop(Stop.LOST if beat is Beat.LOST else Stop.CANCEL)
+            wait, good = self.limits.heartbeat, asked
+
+    async def _beat(self) -> Beat:
+        lease = timedelta(seconds=self.limits.lease)
+        async with asyncio.timeout(self.limits.heartbeat), self.runner.session() as session:
+            return await leases.heartbeat(session, self.claimed, lease=lease)
+
+    async def _record(self, ending: Ending) -> str:
+        """Write the ending, trying for as long as the lease lasts; the word for it."""
+        last_try = time.monotonic() + self.limits.lease
+        while True:
+            try:
+                return await self._write(ending)
+            except LeaseLost:
+                log.warning("lease_lost")
+                return Stop.LOST.value
+            except Exception as error:
+                verdict = failures.judge(error)
+                if verdict.failure.code == failures.BUG:
+                    if isinstance(ending, Verdict):
+                        raise
+                    ending = self._judge(error)  # a result that cannot be stored is the job's fault
+                elif time.monotonic() > last_try:
+                    raise
+                else:
+                    log.warning("outcome_not_written_yet", error=repr(error))
+                    await asyncio.sleep(0.2)
+
+    async def _write(self, ending: Ending) -> str:
+        if isinstance(ending, Done):
+            async with self.runner.session() as session:
+                await leases.succeed(session, self.claimed, ending.result)
+            return OperationStatus.SUCCEEDED.value.lower()
+        if ending is Stop.LOST or (isinstance(ending, Verdict) and ending.action is Action.DROP):
+            return Stop.LOST.value
+        async with self.runtime.transaction() as session:
+            return (await self._write_unfinished(session, ending)).value.lower()
+
+    async def _write_unfinished(self, session: AsyncSession, ending: Ending) -> OperationStatus:
+        claimed, ended = self.claimed, self.runner.ended
+        if isinstance(ending, Again):
+            return await leases.again(session, claimed, delay=ending.delay, ended=ended)
+        if isinstance(ending, Verdict):
+            return await self._write_verdict(session, ending)
+        if ending is Stop.SHUTDOWN:
+            return await leases.give_back(session, claimed, ended=ended)
+        if ending is Stop.CANCEL:
+            return await leases.finish_cancel(session, claimed, ended=ended)
+        limit = f"stopped after {self.kind.hard_limit.total_seconds():.0f} s, the limit of one run"
+        delay = failures.retry_delay(claimed.attempt, unit=self.limits.backoff)
+        return await leases.retry(
+            session, claimed, Failure("transient", "deadline", limit), delay=delay, ended=ended
+        )
+
+    async def _write_verdict(self, session: AsyncSession, verdict: Verdict) -> OperationStatus:
+        claimed, ended, unit = self.claimed, self.runner.ended, self.limits.backoff
+        if verdict.action is Action.DEFER:
+            delay = failures.deferral_delay(verdict, claimed.deferrals, unit=unit)
+            return await leases.defer(session, claimed, verdict.failure, delay=delay, ended=ended)
+        if verdict.action is Action.RETRY:
+            delay = failures.retry_delay(claimed.attempt, unit=unit, retry_after=verdict.retry_after)
+            return await leases.retry(session, claimed, verdict.failure, delay=delay, ended=ended)
+        return await leases.fail(session, claimed, verdict.failure, ended=ended)
