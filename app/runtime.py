@@ -12,12 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 
 from app.connectors import catalogue
 from app.connectors.contract import Connector, Plane
+from app.connectors.services import Services
+from app.connectors.sources import FileRules
 from app.database import database_url, open_accept_engine, open_engine
 from app.domain.gates import GatePolicy, load_policy
 from app.doorbell import Doorbell
 from app.errors import Invalid
 from app.redis import open_redis
 from app.settings import Settings
+from app.telemetry import correlation_id
 
 Clock = Callable[[], datetime]
 
@@ -62,6 +65,21 @@ class Runtime:
             yield connection
 
 
+def connector_services(settings: Settings) -> Services:
+    """What every connector is handed; any local file may be sent only while every plane is a sandbox."""
+    return Services(
+        spool=settings.data_dir / "spool",
+        files=FileRules(settings.package_roots, allow_any_file=catalogue.is_all_sandbox(settings.planes)),
+        correlation_id=current_correlation_id,
+    )
+
+
+def current_correlation_id() -> str | None:
+    """The id of the request or operation this code runs for."""
+    identity = correlation_id.get()
+    return None if identity is None else str(identity)
+
+
 @asynccontextmanager
 async def open_runtime(
     settings: Settings, *, process: str, clock: Clock = system_clock
@@ -83,7 +101,9 @@ async def open_runtime(
         redis = open_redis(settings.redis_url.get_secret_value())
         stack.push_async_callback(redis.aclose)
         doorbell = await stack.enter_async_context(Doorbell(url))
-        planes = await stack.enter_async_context(catalogue.open_planes(settings.planes, settings.sandbox_url))
+        planes = await stack.enter_async_context(
+            catalogue.open_planes(settings.planes, settings.sandbox_url, connector_services(settings))
+        )
         yield Runtime(
             settings=settings,
             clock=clock,

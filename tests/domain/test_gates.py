@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The truth table of the gates, as a table and as properties."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.gates import DEMO, STANDARD, Counts, Gate, GatePolicy, Verdict, judge, load_policy
+from app.errors import Invalid
+from app.models import Connectivity, Ring
+
+GATE = Gate(min_success_rate=0.98, max_failure_rate=0.02, soak=timedelta(hours=48))
+SOAKED, FRESH = timedelta(hours=48), timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "soaked", "verdict", "reason"),
+    [
+        (Counts(0), SOAKED, Verdict.INCONCLUSIVE, "empty_target"),
+        (Counts(100, 97, 3), SOAKED, Verdict.ROLL_BACK, None),
+        (Counts(100, 0, 3), FRESH, Verdict.ROLL_BACK, None),
+        (Counts(100, 98, 2), SOAKED, Verdict.PROMOTE, None),
+        (Counts(100, 98, 2), FRESH, Verdict.HOLD, "soak"),
+        (Counts(100, 98, 0, 2), SOAKED, Verdict.PROMOTE, None),
+        (Counts(100, 97, 0, 3), SOAKED, Verdict.HOLD, None),
+        (Counts(100, 0), SOAKED, Verdict.HOLD, None),
+        (Counts(100, 100), SOAKED, Verdict.PROMOTE, None),
+        (Counts(1, 1), SOAKED, Verdict.PROMOTE, None),
+        (Counts(1, 0, 1), FRESH, Verdict.ROLL_BACK, None),
+    ],
+    ids=[
+        "nothing targeted proves nothing",
+        "failures over the limit go back although most succeeded",
+        "failures over the limit go back before anybody else reported",
+        "at both limits it promotes after the soak",
+        "at both limits it waits for the soak",
+        "unreachable devices are not failures",
+        "success is a share of all targeted, not of those that answered",
+        "nobody reported yet",
+        "all succeeded",
+        "one device is enough",
+        "one device that failed is too many",
+    ],
+)
+def test_a_gate_decides_by_the_published_table(
+    counts: Counts, soaked: timedelta, verdict: Verdict, reason: str | None
+) -> None:
+    judgement = judge(counts, GATE, soaked=soaked)
+
+    assert (judgement.verdict, judgement.reason) == (verdict, reason)
+
+
+def test_a_ring_that_finished_below_its_success_threshold_needs_a_person() -> None:
+    gate = Gate(min_success_rate=0.99, max_failure_rate=0.05, soak=timedelta(0))
+
+    judgement = judge(Counts(100, 98, 2), gate, soaked=SOAKED)
+
+    assert (judgement.verdict, judgement.reason) == (Verdict.HOLD, "gate_not_met")
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"),
+    [(Counts(40, 29), Verdict.HOLD), (Counts(20, 20), Verdict.INCONCLUSIVE), (Counts(40, 40), Verdict.PROMOTE)],
+    ids=["too few so far", "too few for ever", "enough"],
+)
+def test_no_verdict_comes_before_the_minimum_sample(counts: Counts, verdict: Verdict) -> None:
+    gate = Gate(0.5, 0.5, timedelta(0), min_reported=30)
+
+    assert judge(counts, gate, soaked=SOAKED).verdict is verdict
+
+
+def test_rates_are_compared_as_they_are_written() -> None:
+    gate = Gate(min_success_rate=0.5, max_failure_rate=0.29, soak=timedelta(0))
+
+    assert judge(Counts(100, 71, 29), gate, soaked=SOAKED).verdict is Verdict.PROMOTE
+
+
+def test_every_criterion_shows_threshold_and_measured_value() -> None:
+    criteria = {c.name: (c.threshold, c.measured, c.passed) for c in judge(Counts(200, 190, 5), GATE, soaked=FRESH).criteria}
+
+    assert criteria == {
+        "failure_rate": (0.02, 0.025, False),
+        "success_rate": (0.98, 0.95, False),
+        "min_reported": (1, 195, True),
+        "soak": (172800.0, 0.0, False),
+    }
+
+
+@st.composite
+def lanes(draw: st.DrawFn) -> Counts:
+    targeted = draw(st.integers(0, 2000))
+    succeeded = draw(st.integers(0, targeted))
+    failed = draw(st.integers(0, targeted - succeeded))
+    return Counts(targeted, succeeded, failed, draw(st.integers(0, targeted - succeeded - failed)))
+
+
+@st.composite
+def gates(draw: st.DrawFn) -> Gate:
+    rate = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
+    return Gate(draw(rate), draw(rate), timedelta(seconds=draw(st.integers(0, 100))), draw(st.integers(1, 50)))
+
+
+ORDER = {Verdict.ROLL_BACK: 0, Verdict.INCONCLUSIVE: 1, Verdict.HOLD: 1, Verdict.PROMOTE: 2}
+
+
+@given(lanes(), gates(), st.integers(0, 200))
+def test_one_more_failure_never_makes_a_verdict_better(counts: Counts, gate: Gate, soaked: int) -> None:
+    if counts.succeeded == 0:
+        return
+    worse = Counts(counts.targeted, counts.succeeded - 1, counts.failed + 1, counts.unreachable)
+
+    before = judge(counts, gate, soaked=timedelta(seconds=soaked)).verdict
+    after = judge(worse, gate, soaked=timedelta(seconds=soaked)).verdict
+
+    assert ORDER[after] <= ORDER[before]
+
+
+@given(lanes(), gates(), st.integers(0, 200))
+def test_nothing_is_promoted_below_a_threshold_or_beyond_the_failure_limit(
+    counts: Counts, gate: Gate, soaked: int
+) -> None:
+    verdict = judge(counts, gate, soaked=timedelta(seconds=soaked)).verdict
+
+    if verdict is Verdict.PROMOTE:
+        assert counts.targeted > 0
+        assert counts.succeeded / counts.targeted >= gate.min_success_rate - 1e-12
+        assert counts.failed / counts.targeted <= gate.max_failure_rate + 1e-12
+        assert counts.reported >= gate.min_reported
+        assert timedelta(seconds=soaked) >= gate.soak
+
+
+@given(lanes(), gates(), st.integers(0, 200))
+def test_a_finished_lane_never_waits_without_a_reason(counts: Counts, gate: Gate, soaked: int) -> None:
+    judgement = judge(counts, gate, soaked=timedelta(seconds=soaked))
+
+    if counts.finished and judgement.verdict in {Verdict.HOLD, Verdict.INCONCLUSIVE}:
+        assert judgement.reason is not None
+
+
+def test_the_standard_policy_has_the_published_numbers() -> None:
+    table = {
+        ring.value: (gate.min_success_rate, gate.max_failure_rate, gate.soak.total_seconds() / 3600)
+        for ring, gate in STANDARD.gates.items()
+    }
+
+    assert table == {
+        "LAB": (0.95, 0.05, 24),
+        "CANARY": (0.98, 0.02, 48),
+        "PILOT": (0.97, 0.03, 72),
+        "DEPARTMENT": (0.99, 0.01, 168),
+        "GLOBAL": (0.99, 0.01, 0),
+    }
+    assert {kind.value: wait.total_seconds() / 3600 for kind, wait in STANDARD.connectivity.items()} == {
+        "online": 24,
+        "intermittent": 72,
+        "air_gapped": 168,
+    }
+
+
+def test_the_demo_policy_keeps_the_rates_and_shortens_the_clocks() -> None:
+    assert {ring: (g.min_success_rate, g.max_failure_rate) for ring, g in DEMO.gates.items()} == {
+        ring: (g.min_success_rate, g.max_failure_rate) for ring, g in STANDARD.gates.items()
+    }
+    assert DEMO.gates[Ring.LAB].soak == timedelta(seconds=2)
+    assert DEMO.connectivity[Connectivity.AIR_GAPPED] == timedelta(seconds=20)
+
+
+def test_a_policy_survives_being_stored() -> None:
+    assert GatePolicy.from_json(json.loads(json.dumps(STANDARD.to_json()))) == STANDARD
+
+
+def test_a_policy_may_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(DEMO.to_json() | {"name": "mine"}))
+
+    assert load_policy(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"name": 1, "version": "x"}', "[]"])
+def test_a_file_that_is_no_policy_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(text)
+
+    with pytest.raises(Invalid, match="policy.json"):
+        load_policy(str(path))
+
+
+def test_a_gate_is_looser_when_any_number_is() -> None:
+    assert Gate(0.97, 0.02, SOAKED).is_looser_than(GATE)
+    assert Gate(0.98, 0.03, SOAKED).is_looser_than(GATE)
+    assert Gate(0.99, 0.01, timedelta(hours=1)).is_looser_than(GATE)
+    assert not Gate(0.99, 0.01, timedelta(hours=50), 5).is_looser_than(GATE)
