@@ -2,17 +2,32 @@
 """What an operator does to an installation itself: migrate, hand out tokens, check."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+import httpx
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import URL, Connection, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import migrations
+from app.connectors.catalogue import BY_PLANE
+from app.connectors.contract import Plane
+from app.database import database_url
+from app.domain import accounts
+from app.embedded import with_running_servers
+from app.errors import NotFound
+from app.models import ApiToken, Ring, RingTarget, Role
+from app.settings import Settings
 
 MIGRATION_LOCK = 0x6575636F7261  # "eucora"; any number that nothing else in the database locks
 
@@ -61,3 +76,87 @@ def pending_revisions(connection: Connection) -> list[str]:
     script = ScriptDirectory.from_config(alembic_config())
     missing = [revision.revision for revision in script.iterate_revisions("heads", current)]
     return missing[::-1]
+
+
+async def migrate_installation(settings: Settings) -> None:
+    """Migrate the database of the settings, or of the installation that runs in the data directory."""
+    await migrate(database_url(with_running_servers(settings)))
+
+
+@asynccontextmanager
+async def session_of(settings: Settings) -> AsyncIterator[AsyncSession]:
+    """A transaction on the installation's database."""
+    engine = create_async_engine(database_url(with_running_servers(settings)), poolclass=NullPool)
+    try:
+        async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        await engine.dispose()
+
+
+async def create_token(settings: Settings, *, role: str, name: str, expires_days: int | None) -> str:
+    """Store a new token; its text, which is nowhere else."""
+    expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
+    async with session_of(settings) as session:
+        _, text = await accounts.create_token(session, name=name, role=Role(role), expires_at=expires_at)
+    return text
+
+
+async def list_tokens(settings: Settings) -> list[str]:
+    """A line for each token, oldest first."""
+    async with session_of(settings) as session:
+        tokens = (await session.scalars(select(ApiToken).order_by(ApiToken.created_at))).all()
+    return [f"{token.id}  {token.role:<9}  {state(token):<22}  {token.name}" for token in tokens]
+
+
+def state(token: ApiToken) -> str:
+    """Whether a token may still be used."""
+    if token.revoked_at is not None:
+        return "revoked"
+    if token.expires_at is None:
+        return "valid"
+    return (
+        f"{'expired' if token.expires_at < datetime.now(UTC) else 'valid until'} {token.expires_at:%Y-%m-%d}"
+    )
+
+
+async def revoke_token(settings: Settings, token_id: UUID) -> None:
+    """End a token; harmless when it has ended.
+
+    Raises:
+        NotFound: there is no such token.
+    """
+    async with session_of(settings) as session:
+        token = await session.get(ApiToken, token_id)
+        if token is None:
+            raise NotFound(f"there is no token {token_id}: see `eucora token list`")
+        token.revoked_at = token.revoked_at or datetime.now(UTC)
+
+
+async def store_sandbox_targets(url: URL, sandbox_url: str) -> None:
+    """Point every ring of every sandbox plane at its group of the virtual fleet, where no target is set."""
+    rows = [row for plane in BY_PLANE for row in await sandbox_targets(plane, sandbox_url)]
+    engine = create_async_engine(url, poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(insert(RingTarget).on_conflict_do_nothing(), rows)
+    finally:
+        await engine.dispose()
+
+
+async def sandbox_targets(plane: Plane, sandbox_url: str) -> list[dict[str, Any]]:
+    """The rows that the sandbox's own list of groups makes."""
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        answer = await client.get(f"{sandbox_url}/{plane}/_sandbox/fleet")
+    kind, now = min(BY_PLANE[plane].manifest.target_kinds), datetime.now(UTC)
+    return [
+        {
+            "plane": plane.value,
+            "ring": Ring(name),
+            "kind": kind.value,
+            "ref": ring["group_id"],
+            "device_count": ring["devices"],
+            "counted_at": now,
+        }
+        for name, ring in answer.raise_for_status().json()["rings"].items()
+    ]

@@ -20,6 +20,7 @@ LONGEST_PAUSE = 10.0
 STEADY = 30.0  # a child that lived this long starts again with the first pause
 LONGEST_LOG = 10 * 1024 * 1024
 POLL = 0.02
+LEFTOVER_PATIENCE = 10.0
 
 Report = Callable[[str], None]
 
@@ -104,7 +105,7 @@ class Child:
         """
         for folder in (self.recipe.run, self.recipe.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        await self._stop_leftover()
+        await stop_leftover(self.recipe.note, self._report)
         await self._launch()
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.recipe.name}")
 
@@ -125,7 +126,9 @@ class Child:
             code = await self._process.wait()
             if time.monotonic() - began > STEADY:
                 pause = FIRST_PAUSE
-            self._report(f"{self.recipe.name} ended ({describe(code)}); starting it again in {pause:.1f} s")
+            self._report(
+                f"{self.recipe.name} {describe(code)}{self._tail()}\nit starts again in {pause:.1f} s"
+            )
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
             try:
@@ -146,7 +149,7 @@ class Child:
                 env=recipe.environment,
                 start_new_session=True,  # Ctrl-C is for us: children are stopped in order
             )
-        recipe.note.write_text(f"{self._process.pid} {started_at(self._process.pid)}\n")
+        remember(recipe.note, self._process.pid, recipe.stop_signal)
         try:
             await self._wait_until_ready(self._process)
         except ChildFailed:
@@ -157,13 +160,9 @@ class Child:
         deadline = time.monotonic() + self.recipe.startup
         while not await self.recipe.ready():
             if process.returncode is not None:
-                raise ChildFailed(
-                    f"{self.recipe.name} ended at its start ({describe(process.returncode)}){self._tail()}"
-                )
+                raise ChildFailed(f"{self.recipe.name} {describe(process.returncode)}{self._tail()}")
             if time.monotonic() > deadline:
-                raise ChildFailed(
-                    f"{self.recipe.name} was not ready after {self.recipe.startup:.0f} s{self._tail()}"
-                )
+                raise ChildFailed(f"{self.recipe.name} is not ready{self._tail()}")
             await asyncio.sleep(POLL)
 
     async def _end(self) -> None:
@@ -179,40 +178,58 @@ class Child:
                 break
         self._process = None
 
-    async def _stop_leftover(self) -> None:
-        try:
-            pid, since = self.recipe.note.read_text().split(maxsplit=1)
-        except (FileNotFoundError, ValueError):
-            return
-        if started_at(int(pid)) == since.strip():
-            self._report(f"stopping {self.recipe.name}, left by an earlier run (process {pid})")
-            await end_process(int(pid), self.recipe.stop_signal, patience=self.recipe.patience)
-
     def _tail(self) -> str:
-        """The end of what it logged since this start."""
+        """The end of what it logged since this start, if anything."""
         with self.recipe.log.open("rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()[-20:]
-        return "\n".join([f"; its log {self.recipe.log} says:", *(f"  {line}" for line in lines)])
+        return "\n".join([f"; {self.recipe.log} says:", *(f"  {line}" for line in lines)]) if lines else ""
 
 
 def leashed(recipe: Recipe) -> list[str]:
     """The argument list that runs the recipe's command under :mod:`app.leash`."""
     account = f"{recipe.account.uid}:{recipe.account.gid}" if recipe.account else ""
     prelude = [sys.executable, "-I", "-S", str(Path(leash.__file__).resolve())]
-    return [
-        *prelude,
-        str(os.getpid()),
-        str(int(recipe.death_signal)),
-        account,
-        str(recipe.folder),
-        *recipe.command,
-    ]
+    own = [str(os.getpid()), str(int(recipe.death_signal)), account, str(recipe.folder)]
+    return [*prelude, *own, *recipe.command]
+
+
+def remember(note: Path, pid: int, stop_signal: signal.Signals) -> None:
+    """Note a child, so that a later start can end it if we are killed."""
+    note.write_text(f"{pid} {int(stop_signal)} {started_at(pid)}\n")
+
+
+async def stop_leftovers(run: Path, report: Report) -> None:
+    """Stop all that an earlier run noted in the folder and could not stop."""
+    for note in notes(run):
+        await stop_leftover(note, report)
+
+
+def notes(run: Path) -> list[Path]:
+    """What was noted in the folder."""
+    return sorted(run.glob("*.pid"))
+
+
+async def stop_leftover(note: Path, report: Report) -> None:
+    """Stop the child that an earlier run noted, if it still is that process."""
+    if (leftover := recall(note)) is not None:
+        pid, stop_signal = leftover
+        report(f"stopping {note.stem}, left by an earlier run (process {pid})")
+        await end_process(pid, stop_signal, patience=LEFTOVER_PATIENCE)
+
+
+def recall(note: Path) -> tuple[int, signal.Signals] | None:
+    """The process that was noted and how to stop it, if it still is that process."""
+    try:
+        pid, number, since = note.read_text().split(maxsplit=2)
+    except (FileNotFoundError, ValueError):  # none, or we were killed while we wrote it
+        return None
+    return (int(pid), signal.Signals(int(number))) if started_at(int(pid)) == since.strip() else None
 
 
 def describe(code: int) -> str:
     """An exit status in words."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 def rotate(log: Path) -> int:
@@ -244,9 +261,7 @@ async def end_process(pid: int, number: signal.Signals, *, patience: float) -> N
     except ProcessLookupError:
         return
     except PermissionError as error:
-        raise ChildFailed(
-            f"process {pid} of an earlier run belongs to another account: stop it first"
-        ) from error
+        raise ChildFailed(f"process {pid} of an earlier run is another account's: stop it") from error
 
 
 def started_at(pid: int) -> str | None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,27 @@ BASES = (Path("/var/lib"), Path("/var/tmp"), Path("/tmp"))  # noqa: S108 - a new
 LONGEST_SOCKETS = 80  # a socket's whole path is limited to 103 bytes on macOS, 107 on Linux
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DataFolder:
-    """A locked data directory.
-
-    ``home`` holds the servers' own folders: ``path`` itself, or as root a folder elsewhere if the
-    unprivileged ``account`` that runs the servers cannot reach ``path``. ``sockets`` is private and its path
-    is short.
-    """
+    """A locked data directory. What only servers need is made when it is first asked for."""
 
     path: Path
-    home: Path
-    sockets: Path
-    account: Account | None
+    report: Report
+
+    @cached_property
+    def account(self) -> Account | None:
+        """Whom the servers run as; none: ourselves."""
+        return servers_account(self.path)
+
+    @cached_property
+    def home(self) -> Path:
+        """Where the servers' own folders are: here, or elsewhere if their account cannot reach this place."""
+        return find_home(self.path, self.account, self.report)
+
+    @cached_property
+    def sockets(self) -> Path:
+        """A private folder with a short path."""
+        return find_sockets(self.path, self.account)
 
     @property
     def run(self) -> Path:
@@ -74,13 +83,11 @@ def open_data_folder(path: Path, *, report: Report) -> Iterator[DataFolder]:
     path = path.absolute()
     make_private(path)
     with lock(path):
-        account = servers_account(path)
-        home = find_home(path, account, report)
-        sockets = find_sockets(path, account)
         try:
-            yield DataFolder(path, home, sockets, account)
+            yield DataFolder(path, report)
         finally:
-            shutil.rmtree(sockets, ignore_errors=True)
+            if (sockets := noted_sockets(path)) and is_private(sockets, servers_account(path)):
+                shutil.rmtree(sockets)
             (path / "sockets-at").unlink(missing_ok=True)
 
 
@@ -103,7 +110,8 @@ def lock(path: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise ChildFailed(
-                f"the data directory {path} is in use by process {holder}: stop it, or choose another --data-dir"
+                f"the data directory {path} is in use by process {holder}: "
+                "stop it, or choose another with --data-dir"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -146,19 +154,25 @@ def make_home(account: Account) -> Path:
     for base in BASES:
         if os.access(base, os.W_OK) and reachable(base, account):
             return make_owned(base, account)
-    raise ChildFailed(
-        f"no folder for the servers (uid {account.uid}): none of {', '.join(map(str, BASES))} will do"
-    )
+    bases = ", ".join(map(str, BASES))
+    raise ChildFailed(f"no folder for the servers, which run as uid {account.uid}: none of {bases} will do")
 
 
 def find_sockets(path: Path, account: Account | None) -> Path:
-    """A private folder with a short path: the one noted in the directory if it is still ours, or a new one."""
-    note = path / "sockets-at"
-    if note.exists() and is_private(folder := Path(note.read_text().strip()), account):
-        return folder
+    """The private folder that is noted in the directory, if it is still ours, or a new one."""
+    if (noted := noted_sockets(path)) and is_private(noted, account):
+        return noted
     folder = make_owned(short_base(), account)
-    note.write_text(f"{folder}\n")
+    (path / "sockets-at").write_text(f"{folder}\n")
     return folder
+
+
+def noted_sockets(path: Path) -> Path | None:
+    """Where the servers of a data directory listen, or did when they were killed; none: they were stopped."""
+    try:
+        return Path((path / "sockets-at").read_text().strip())
+    except FileNotFoundError:
+        return None
 
 
 def short_base() -> Path:

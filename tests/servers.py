@@ -52,10 +52,8 @@ def scratch_data_folder() -> Iterator[DataFolder]:
 @asynccontextmanager
 async def open_servers() -> AsyncIterator[Servers]:
     """Embedded servers, or those that ``EUCORA_TEST_DATABASE_URL`` and ``EUCORA_TEST_REDIS_URL`` name."""
-    database_url, redis_url = (
-        os.environ.get("EUCORA_TEST_DATABASE_URL"),
-        os.environ.get("EUCORA_TEST_REDIS_URL"),
-    )
+    database_url = os.environ.get("EUCORA_TEST_DATABASE_URL")
+    redis_url = os.environ.get("EUCORA_TEST_REDIS_URL")
     if database_url and redis_url:
         yield Servers(database_url, redis_url)
         return

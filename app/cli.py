@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Each command imports what it needs when it runs, so that ``--help`` is quick."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import typer
+from pydantic import ValidationError
+from setproctitle import setproctitle
+
+from app.errors import ControlPlaneError
+from app.settings import Settings, describe_errors
+
+EXIT_CODES = """Exit codes: 0 it was done · 1 it failed, or a check did (the reason is on standard error) ·
+2 the command or a setting is wrong · 130 interrupted."""
+
+Role = Literal["viewer", "packager", "publisher", "approver", "admin"]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: EUCORA_DATA_DIR.")]
+
+cli = typer.Typer(
+    name="eucora",
+    help="EUCORA carries application rollouts out through the device managers that a company already has.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tokens = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
+cli.add_typer(tokens, name="token")
+
+
+def main() -> None:
+    """Run the command line; a foreseen failure is one sentence, not a traceback."""
+    try:
+        cli()
+    except ValidationError as error:
+        fail("\n".join(["the settings are wrong:", *describe_errors(error)]), code=2)
+    except ControlPlaneError as error:
+        fail(error.detail, code=1)
+
+
+def fail(reason: str, *, code: int) -> None:
+    """Say why on standard error, and leave."""
+    typer.echo(f"eucora: {reason}", err=True)
+    sys.exit(code)
+
+
+def settings_of(data_dir: Path | None) -> Settings:
+    """The settings, with the option of the command line before the variable."""
+    return Settings() if data_dir is None else Settings(data_dir=data_dir)
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a command's coroutine."""
+    asyncio.run(coroutine)
+
+
+@cli.command()
+def up(
+    *,
+    data_dir: DataDir = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    sandbox_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the sandbox planes. Default: a free one.")
+    ] = None,
+) -> None:
+    """Run everything on this machine: servers, sandbox planes, API and workers. Ctrl-C stops it."""
+    from app import supervisor
+
+    setproctitle("eucora up")
+    plan = supervisor.Plan(
+        settings=settings_of(data_dir), port=port, workers=workers, sandbox_port=sandbox_port
+    )
+    run(supervisor.up(plan, report=typer.echo))
+
+
+@cli.command()
+def demo(
+    *,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+) -> None:
+    """Carry two example rollouts out over a sandbox fleet and show what happens."""
+    from app import demo as demonstration
+
+    setproctitle("eucora demo")
+    sys.exit(demonstration.run(settings_of(data_dir), as_json=as_json))
+
+
+@cli.command()
+def api(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Port = 8000,
+    grace: Annotated[int, typer.Option(help="Seconds that open requests get at the end.")] = 20,
+) -> None:
+    """Run the API."""
+    import uvicorn
+
+    from app.main import create_app
+
+    setproctitle("eucora api")
+    uvicorn.run(
+        create_app(Settings()),
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace,
+    )
+
+
+@cli.command()
+def worker() -> None:
+    """Run one worker process; start one per core, on as many machines as you like."""
+    from workers.main import run_worker
+
+    setproctitle("eucora worker")
+    run_worker(Settings())
+
+
+@cli.command()
+def sandbox(
+    *,
+    port: Port,
+    state: Annotated[Path | None, typer.Option(help="File that outlives a restart.")] = None,
+) -> None:
+    """Run the sandbox planes: device managers to try the product against without a tenant."""
+    from sandbox.main import run as serve
+
+    setproctitle("eucora sandbox")
+    serve(port, state)
+
+
+@cli.command()
+def migrate(*, data_dir: DataDir = None) -> None:
+    """Bring the database to the newest revision. Harmless when it is there, or when two try at once."""
+    from app import admin
+
+    run(admin.migrate_installation(settings_of(data_dir)))
+    typer.echo("the database is at the newest revision")
+
+
+@tokens.command("create")
+def create_token(
+    *,
+    role: Annotated[Role, typer.Option(help="What its bearer may do.")],
+    name: Annotated[str, typer.Option(help="Who its bearer is; stands in the history.")],
+    expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Default: never.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a token. Its text is printed once, alone on standard output; only its hash is stored."""
+    from app import admin
+
+    text = asyncio.run(
+        admin.create_token(settings_of(data_dir), role=role, name=name, expires_days=expires_days)
+    )
+    typer.echo(text)
+
+
+@tokens.command("list")
+def list_tokens(*, data_dir: DataDir = None) -> None:
+    """Show all tokens by id, never their text."""
+    from app import admin
+
+    for line in asyncio.run(admin.list_tokens(settings_of(data_dir))):
+        typer.echo(line)
+
+
+@tokens.command("revoke")
+def revoke_token(
+    token_id: Annotated[UUID, typer.Argument(metavar="ID")], *, data_dir: DataDir = None
+) -> None:
+    """End a token by its id (see ``eucora token list``)."""
+    from app import admin
+
+    run(admin.revoke_token(settings_of(data_dir), token_id))
+    typer.echo(f"revoked {token_id}")
+
+
+@cli.command()
+def check(*, data_dir: DataDir = None) -> None:
+    """Say what is wrong with settings, servers and planes, and how to mend it."""
+    sys.exit(asyncio.run(print_findings(settings_of(data_dir))))
+
+
+async def print_findings(settings: Settings) -> bool:
+    """Print what is found as it is found; whether anything failed."""
+    from app import check as checks
+
+    failed = False
+    async for finding in checks.check(settings):
+        typer.echo(str(finding))
+        failed |= finding.level is checks.Level.FAIL
+    return failed
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the API's OpenAPI document."""
+    from app.main import create_app
+
+    document = create_app(Settings()).openapi()
+    typer.echo(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(arguments: typer.Context) -> None:
+    """Run the tests of a checkout; arguments go to pytest."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "tests").exists():
+        fail(f"{root} has no tests: they run in a checkout", code=2)
+    os.chdir(root)
+    command = [sys.executable, "-m", "pytest", *arguments.args]
+    os.execv(sys.executable, command)  # noqa: S606 - an argument list, no shell
+
+
+if __name__ == "__main__":
+    main()
