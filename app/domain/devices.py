@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, RowMapping, Text, bindparam, text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState, Member
@@ -59,13 +59,15 @@ COUNTERS = """
 STORE_MEMBERS = text("""
     INSERT INTO device_results (lane_id, device_id, name, connectivity, updated_at)
     SELECT :lane, given.device_id, given.name, given.connectivity::connectivity, :now
-    FROM unnest(:ids, :names, :connectivities) AS given (device_id, name, connectivity)
+    FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[]), CAST(:connectivities AS text[]))
+        AS given (device_id, name, connectivity)
     ON CONFLICT DO NOTHING
-""").bindparams(*[bindparam(name, type_=ARRAY(Text)) for name in ("ids", "names", "connectivities")])
+""")
 
 GIVEN = """
     WITH given AS (
-        SELECT * FROM unnest(:ids, :names, :states, :details, :codes)
+        SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[]), CAST(:states AS text[]),
+                CAST(:details AS text[]), CAST(:codes AS text[]))
             AS given (device_id, name, state, detail, error_code)
     )"""
 

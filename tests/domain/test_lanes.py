@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lanes: pushed, measured, judged; and what that makes of their deployment."""
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Action, DeviceReport, InstallState, Member, Plane
+from app.domain import deployments, devices, effects, lanes, rollback
+from app.domain.deployments import Override
+from app.domain.gates import STANDARD
+from app.domain.intents import GateNumbers
+from app.domain.lanes import Push
+from app.errors import IllegalTransition, Invalid
+from app.models import (
+    Deployment,
+    DeploymentStatus,
+    Event,
+    LaneStatus,
+    Operation,
+    OperationStatus,
+    Promotion,
+    Ring,
+    RingDeployment,
+    new_id,
+)
+from tests.factories import FACTORS, NOON, make_deployment
+
+S = timedelta(seconds=1)
+
+
+async def push(
+    session: AsyncSession, lane: RingDeployment, *names: str, now: datetime = NOON, external_id: str = "app-1"
+) -> None:
+    """Everything a push job writes, for a target of these devices."""
+    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=now)
+    assert isinstance(begun, Push)
+    for step in begun.steps.values():
+        await effects.sent(session, step.id, operation_id=await operation_of(session, lane), now=now)
+        await effects.confirmed(session, step.id, external_id=external_id, now=now)
+    await devices.store_members(session, lane.id, [Member(name, name, now) for name in names], now=now)
+    if await lanes.targeted(session, lane.id, now=now):
+        await lanes.confirm_push(session, lane.id, external_id=external_id, now=now)
+
+
+async def operation_of(session: AsyncSession, lane: RingDeployment) -> UUID:
+    await session.refresh(lane)
+    assert lane.operation_id is not None
+    return lane.operation_id
+
+
+async def measure(
+    session: AsyncSession, lane: RingDeployment, state: InstallState, *names: str, now: datetime
+) -> timedelta | None:
+    """Everything a measuring job writes; when it would measure again."""
+    if await lanes.begin_measure(session, lane.id, now=now) is None:
+        return None
+    reports = [DeviceReport(name, name, state) for name in names]
+    await lanes.store_reports(session, lane.id, reports, now=now)
+    return await lanes.finish_measure(session, lane.id, now=now)
+
+
+async def reload(session: AsyncSession, deployment: Deployment) -> Deployment:
+    return await deployments.get(session, deployment.id)
+
+
+async def event_types(session: AsyncSession, deployment: Deployment) -> list[str]:
+    return list(await session.scalars(select(Event.type).filter_by(deployment_id=deployment.id).order_by(Event.sequence)))
+
+
+async def pass_ring(session: AsyncSession, deployment: Deployment, ring: Ring, now: datetime) -> None:
+    """Push and promote every lane of a ring, with one device each."""
+    for lane in deployments.ring_lanes(deployment, ring):
+        await push(session, lane, f"{ring}-{lane.plane}", now=now)
+        await measure(session, lane, InstallState.INSTALLED, f"{ring}-{lane.plane}", now=now + S)
+        await measure(session, lane, InstallState.INSTALLED, now=now + 3 * S)
+
+
+async def test_a_healthy_deployment_walks_its_rings_to_the_end(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    await pass_ring(session, deployment, Ring.CANARY, NOON + 10 * S)
+
+    done = await reload(session, deployment)
+    assert done.status is DeploymentStatus.COMPLETED
+    assert [lane.status for lane in done.lanes] == [LaneStatus.PROMOTED, LaneStatus.PROMOTED]
+    assert await event_types(session, deployment) == [
+        "deployment.submitted",
+        "deployment.deploying",
+        "lane.pushing",
+        "lane.measuring",
+        "lane.promoted",
+        "ring.started",
+        "lane.pushing",
+        "lane.measuring",
+        "lane.promoted",
+        "deployment.completed",
+    ]
+
+
+async def test_the_version_rises_with_states_and_not_with_counters(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a", "b")
+    before = (await reload(session, deployment)).version
+
+    await measure(session, lane, InstallState.INSTALLED, "a", now=NOON + S)
+
+    assert (await reload(session, deployment)).version == before
+
+
+async def test_a_lane_soaks_only_on_fresh_measurements(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, policy=STANDARD)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+
+    await measure(session, lane, InstallState.INSTALLED, "a", now=NOON + timedelta(minutes=1))
+    await measure(session, lane, InstallState.INSTALLED, "a", now=NOON + timedelta(hours=30))
+
+    assert lane.soak_elapsed == timedelta(minutes=1) + 2 * STANDARD.measure_later
+    assert lane.status is LaneStatus.MEASURING
+
+
+async def test_a_lane_is_measured_every_minute_and_later_every_five(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, policy=STANDARD)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+
+    early = await measure(session, lane, InstallState.PENDING, "a", now=NOON + timedelta(minutes=1))
+    late = await measure(session, lane, InstallState.PENDING, "a", now=NOON + timedelta(hours=1))
+
+    assert (early, late) == (timedelta(minutes=1), timedelta(minutes=5))
+
+
+async def test_clocks_stand_still_while_the_plane_is_away(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+
+    await lanes.wait_for_plane(session, lane.id, error={"code": "circuit_open"}, now=NOON + S)
+    assert lane.status is LaneStatus.WAITING_PLANE
+    await measure(session, lane, InstallState.PENDING, "a", now=NOON + timedelta(hours=1))
+
+    assert lane.status is LaneStatus.MEASURING
+    assert lane.waited == timedelta(hours=1) - S
+    assert (lane.soak_elapsed, lane.failure_count, lane.unreachable_count) == (timedelta(0), 0, 0)
+
+
+async def test_an_empty_target_is_its_own_outcome_and_pauses_the_deployment(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+
+    await push(session, deployment.lanes[0])
+
+    stopped = await reload(session, deployment)
+    assert stopped.lanes[0].status is LaneStatus.EMPTY_TARGET
+    assert (stopped.status, stopped.paused) == (DeploymentStatus.DEPLOYING, True)
+
+
+async def test_an_empty_lane_is_skipped_when_another_lane_of_the_ring_has_devices(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, planes=(Plane.INTUNE, Plane.JAMF))
+    empty, full = deployments.ring_lanes(deployment, Ring.LAB)
+
+    await push(session, empty)
+    await push(session, full, "a")
+    await measure(session, full, InstallState.INSTALLED, "a", now=NOON + S)
+    await measure(session, full, InstallState.INSTALLED, now=NOON + 3 * S)
+
+    after = await reload(session, deployment)
+    assert (after.paused, empty.status, full.status) == (False, LaneStatus.EMPTY_TARGET, LaneStatus.PROMOTED)
+    assert all(lane.operation_id for lane in deployments.ring_lanes(after, Ring.CANARY))
+
+
+async def test_promoting_an_empty_ring_needs_a_reason(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await push(session, deployment.lanes[0])
+
+    with pytest.raises(Invalid, match="reason"):
+        await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+    promoted, operation_id = await deployments.promote(session, deployment.id, actor="bob", now=NOON, reason="no lab")
+
+    assert promoted.paused is False
+    assert operation_id == promoted.lanes[1].operation_id
+
+
+async def test_a_ring_waits_for_all_its_lanes(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, planes=(Plane.INTUNE, Plane.JAMF))
+    first, second = deployments.ring_lanes(deployment, Ring.LAB)
+
+    for lane in (first, second):
+        await push(session, lane, f"{lane.plane}-1")
+    await measure(session, first, InstallState.INSTALLED, "intune-1", now=NOON + S)
+    await measure(session, first, InstallState.INSTALLED, now=NOON + 3 * S)
+
+    after = await reload(session, deployment)
+    assert first.status is LaneStatus.PROMOTED
+    assert [lane.operation_id for lane in deployments.ring_lanes(after, Ring.CANARY)] == [None, None]
+
+
+async def test_manual_promotion_waits_for_a_person_and_a_repeat_changes_nothing(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, promotion=Promotion.MANUAL)
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    assert (await reload(session, deployment)).lanes[1].operation_id is None
+
+    first, started = await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+    version = first.version
+    second, again = await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+
+    assert started is not None
+    assert (again, second.version) == (started, version)
+
+
+async def test_a_lane_at_work_cannot_be_promoted(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await push(session, deployment.lanes[0], "a")
+
+    with pytest.raises(IllegalTransition, match="MEASURING"):
+        await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+
+
+async def test_a_held_lane_is_promoted_only_by_an_override_that_names_reason_and_expiry(
+    session: AsyncSession,
+) -> None:
+    gates = {Ring.LAB: GateNumbers(max_failure_rate=0.5)}
+    deployment = await make_deployment(session, gates=gates)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a", "b")
+    await measure(session, lane, InstallState.INSTALLED, "a", now=NOON + S)
+    await measure(session, lane, InstallState.FAILED, "b", now=NOON + 2 * S)
+    assert lane.status is LaneStatus.HELD
+
+    with pytest.raises(Invalid, match="override"):
+        await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+    with pytest.raises(Invalid, match="expired"):
+        await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=Override("ok", NOON))
+    override = Override("known bad device", NOON + timedelta(days=1))
+    await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=override)
+
+    told = await session.scalar(select(Event.after).filter_by(type="lane.promoted"))
+    assert told is not None
+    assert told["override"] == "known bad device"
+
+
+async def test_what_needs_the_cab_runs_lab_and_canary_and_then_waits(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.PILOT, privileged=True)
+
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    await pass_ring(session, deployment, Ring.CANARY, NOON + 10 * S)
+
+    waiting = await reload(session, deployment)
+    assert waiting.status is DeploymentStatus.AWAITING_CAB
+    assert (waiting.lanes[2].status, waiting.lanes[2].operation_id) == (LaneStatus.PENDING, None)
+
+
+async def test_a_crossed_failure_limit_goes_back_by_itself_and_touches_only_what_was_touched(
+    session: AsyncSession,
+) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.PILOT, risk_factors=FACTORS)
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    lab, canary, pilot = (await reload(session, deployment)).lanes
+    await push(session, canary, "x", "y", now=NOON + 10 * S)
+
+    await measure(session, canary, InstallState.FAILED, "x", now=NOON + 11 * S)
+
+    back = await reload(session, deployment)
+    assert back.status is DeploymentStatus.ROLLING_BACK
+    assert [lane.status for lane in back.lanes] == [
+        LaneStatus.ROLLING_BACK,
+        LaneStatus.ROLLING_BACK,
+        LaneStatus.CANCELLED,
+    ]
+    queued = await open_rollbacks(session)
+    assert queued == [str(canary.id)]
+    assert (lab.id, pilot.id) != (canary.id, canary.id)
+
+
+async def open_rollbacks(session: AsyncSession) -> list[str]:
+    query = select(Operation.subject_id).filter_by(kind="execute_rollback", status=OperationStatus.QUEUED)
+    return list(await session.scalars(query))
+
+
+async def test_a_rollback_goes_from_the_newest_ring_to_the_oldest_and_ends(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    await pass_ring(session, deployment, Ring.CANARY, NOON + 10 * S)
+    lab, canary = (await reload(session, deployment)).lanes
+
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON, reason="bad feedback")
+    assert await open_rollbacks(session) == [str(canary.id)]
+    await rollback.finish_lane(session, canary.id, deployment_id=deployment.id, complete=True, now=NOON)
+    assert str(lab.id) in await open_rollbacks(session)
+    await rollback.finish_lane(session, lab.id, deployment_id=deployment.id, complete=True, now=NOON)
+
+    assert (await reload(session, deployment)).status is DeploymentStatus.ROLLED_BACK
+
+
+async def test_rolling_back_twice_is_once(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await push(session, deployment.lanes[0], "a")
+
+    first, operation = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    version = first.version
+    second, again = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    assert (again, second.version) == (operation, version)
+
+
+async def test_nothing_pushed_means_nothing_to_roll_back(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+
+    with pytest.raises(IllegalTransition, match="PENDING"):
+        await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+
+async def test_a_push_after_a_rollback_began_does_nothing(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    assert await lanes.begin_push(session, lane.id, new_id(), now=NOON) is None
+    assert await lanes.begin_measure(session, lane.id, now=NOON) is None
+
+
+async def test_a_lane_whose_assignment_never_left_is_cancelled_not_rolled_back(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    assert isinstance(begun, Push)
+
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    after = await reload(session, deployment)
+    assert after.lanes[0].status is LaneStatus.CANCELLED
+    assert after.status is DeploymentStatus.ROLLED_BACK
+
+
+async def test_an_assignment_whose_answer_was_lost_counts_as_touched(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    operation_id = await operation_of(session, lane)
+    begun = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+    assert isinstance(begun, Push)
+    published, assigned = begun.steps[Action.PUBLISH], begun.steps[Action.ASSIGN]
+    await effects.confirmed(session, published.id, external_id="app-9", now=NOON)
+    await effects.sent(session, assigned.id, operation_id=operation_id, now=NOON)
+
+    _, rollback_id = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    assert rollback_id is not None
+    removal = await rollback.begin_removal(session, lane.id, rollback_id, deployment_id=deployment.id)
+
+    assert isinstance(removal, rollback.Removal)
+    assert removal.external_id == "app-9"
+
+
+async def test_a_paused_deployment_pushes_nothing_and_looks_again(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    locked = await deployments.lock(session, deployment.id)
+    await deployments.set_paused(session, locked, paused=True, actor="bob", now=NOON, reason=None)
+
+    begun = await lanes.begin_push(session, deployment.lanes[0].id, new_id(), now=NOON)
+
+    assert begun == lanes.LOOK_AGAIN
+
+
+async def test_a_repeated_push_finds_the_effects_it_planned(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    operation_id = await operation_of(session, lane)
+
+    first = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+    second = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+
+    assert isinstance(first, Push)
+    assert isinstance(second, Push)
+    assert first.steps == second.steps
+    assert [step.key for step in first.steps.values()] == [
+        f"{deployment.id}/intune/publish",
+        f"{deployment.id}/intune/upload",
+        f"{deployment.id}/intune/LAB/assign",
+    ]
