@@ -43,6 +43,16 @@ async def get(session: AsyncSession, deployment_id: UUID) -> Deployment:
     return deployment
 
 
+async def exists(session: AsyncSession, deployment_id: UUID) -> None:
+    """Make sure of it, without reading its lanes.
+
+    Raises:
+        NotFound: no such deployment.
+    """
+    if await session.scalar(select(Deployment.id).where(Deployment.id == deployment_id)) is None:
+        raise NotFound(f"there is no deployment {deployment_id}")
+
+
 async def lock(session: AsyncSession, deployment_id: UUID, *, version: int | None = None) -> Deployment:
     """The same, with the deployment's row locked until the transaction ends: whoever moves it or a lane does this first.
 

@@ -2,6 +2,7 @@
 """The history of a deployment: written in the transaction of the change it tells, in order, without gaps."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.domain import rollout
 from app.models import Deployment, Event
 
 SYSTEM = "system"
@@ -47,7 +49,16 @@ async def page(session: AsyncSession, deployment_id: UUID, *, after: int, limit:
     return (await session.scalars(query.order_by(Event.sequence).limit(limit))).all()
 
 
-async def latest(session: AsyncSession, deployment_ids: Sequence[UUID]) -> dict[UUID, int]:
-    """The sequence of the newest event of each of these deployments; one statement for all that are watched."""
-    query = select(Deployment.id, Deployment.event_sequence).where(Deployment.id.in_(deployment_ids))
-    return {row.id: row.event_sequence for row in await session.execute(query)}
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest event of a deployment; ``final`` says that nothing more comes by itself."""
+
+    sequence: int
+    final: bool
+
+
+async def newest(session: AsyncSession, deployment_ids: Sequence[UUID]) -> dict[UUID, Newest]:
+    """How far the history of each of these deployments is; one statement for all that are watched."""
+    query = select(Deployment.id, Deployment.event_sequence, Deployment.status)
+    rows = await session.execute(query.where(Deployment.id.in_(deployment_ids)))
+    return {row.id: Newest(row.event_sequence, row.status in rollout.FINAL) for row in rows}

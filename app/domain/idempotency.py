@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -60,3 +60,14 @@ async def keep(session: AsyncSession, request: RequestKey, answer: StoredAnswer)
     )
     kept = await session.execute(statement.on_conflict_do_nothing().returning(IdempotencyKey.key))
     return kept.one_or_none() is not None
+
+
+async def claim(session: AsyncSession, request: RequestKey) -> StoredAnswer | None:
+    """Keep others with the same key waiting until this transaction ends; the answer kept so far, or None.
+
+    Raises:
+        IdempotencyKeyReused: as ``find``.
+    """
+    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{request.caller} {request.key}", 0))
+    await session.execute(select(lock))
+    return await find(session, request)

@@ -3,13 +3,17 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.connectors.contract import Plane, Target, TargetKind
+from app.domain import operations
 from app.domain.intents import KnownTarget
-from app.errors import NotFound
+from app.domain.operations import OperationKind, Subject
+from app.errors import NotFound, VersionMismatch
 from app.models import Ring, RingTarget
 
 
@@ -49,20 +53,38 @@ async def page(
     return rows[:limit], (last.plane, last.ring) if last else None
 
 
-async def put(session: AsyncSession, plane: Plane, ring: Ring, target: Target) -> RingTarget:
+async def put(
+    session: AsyncSession, plane: Plane, ring: Ring, target: Target, *, version: int | None = None
+) -> RingTarget:
     """Set or change a target; the device count is unknown again when it changed. Locks the row.
 
     Lanes that are already planned keep the target they were planned with.
+
+    Raises:
+        VersionMismatch: ``version`` is given and is not the current one, or there was none.
     """
-    row = await session.get(RingTarget, (plane.value, ring), with_for_update=True)
-    if row is None:
-        row = RingTarget(plane=plane.value, ring=ring, kind=target.kind.value, ref=target.ref, version=1)
-        session.add(row)
-    elif (row.kind, row.ref) != (target.kind.value, target.ref):
+    fresh = insert(RingTarget).values(plane=plane.value, ring=ring, kind=target.kind.value, ref=target.ref)
+    created = await session.scalar(fresh.on_conflict_do_nothing().returning(RingTarget.version))
+    row = await session.get(RingTarget, (plane.value, ring), with_for_update=True, populate_existing=True)
+    assert row is not None  # targets are never removed
+    if version is not None and (created is not None or row.version != version):
+        raise VersionMismatch(f"the target is at version {0 if created else row.version}, not {version}")
+    if (row.kind, row.ref) != (target.kind.value, target.ref):
         row.kind, row.ref, row.device_count, row.counted_at = target.kind.value, target.ref, None, None
         row.version += 1
     await session.flush()
     return row
+
+
+async def request_count(session: AsyncSession, row: RingTarget, *, correlation_id: UUID) -> UUID:
+    """Have the target's devices counted on the plane; the operation that does it."""
+    return await operations.enqueue(
+        session,
+        OperationKind.COUNT_TARGET,
+        subject=Subject("target", f"{row.plane}/{row.ring.value}"),
+        correlation_id=correlation_id,
+        args={"kind": row.kind, "ref": row.ref},
+    )
 
 
 async def counted(

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history of a deployment, as a list or live."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from pydantic import Field
+from starlette.responses import Response
+
+from app.api.dependencies import ServiceDep, SessionDep
+from app.api.deployments import DeploymentId
+from app.api.paging import CursorKey, Page, PageDep
+from app.api.routing import Route, requires
+from app.api.schema import MAX_COUNT, Label, Object, Shown, as_json
+from app.api.streams import EventStream
+from app.domain import deployments, events
+from app.models import Event
+from app.security import Permission
+
+router = APIRouter(prefix="/deployments/{deployment_id}/events", tags=["deployments"], route_class=Route)
+
+Sequence = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+BY_SEQUENCE: CursorKey[int] = CursorKey(Sequence)
+STREAM = "text/event-stream"
+
+
+class EventRead(Shown):
+    """One change: what was ``before`` and is ``after`` it, as far as it changed."""
+
+    sequence: Sequence
+    type: Label
+    actor: Label
+    at: datetime
+    before: Object | None
+    after: Object | None
+    correlation_id: Annotated[str, Field(max_length=36, json_schema_extra={"format": "uuid"})]
+
+
+LIVE: dict[str, Any] = {
+    "description": "The events, or with `Accept: text/event-stream` the same live: `id` is the sequence, `data` the event.",
+    "content": {
+        STREAM: {"schema": {"type": "string", "maxLength": 10_000_000, "examples": ['id: 1\ndata: {"sequence": 1}\n\n']}}
+    },
+}
+
+
+@router.get("", response_model=Page[EventRead], responses={200: LIVE}, summary="Read a deployment's history")
+@requires(Permission.READ)
+async def list_events(
+    deployment_id: DeploymentId,
+    service: ServiceDep,
+    session: SessionDep,
+    page: PageDep,
+    after: Annotated[int, Query(ge=0, le=MAX_COUNT, description="Only events with a greater sequence.")] = 0,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=MAX_COUNT, description="Where a stream that was cut goes on.")
+    ] = None,
+) -> Response:
+    """Every change in order. A live stream ends after the final event."""
+    await deployments.exists(session, deployment_id)
+    if wants_stream(accept):
+        begin = after if last_event_id is None else last_event_id
+        return EventStream(service.streams, deployment_id, begin, render)
+    begin = max(after, BY_SEQUENCE.decode(page.cursor) or 0)
+    rows = await events.page(session, deployment_id, after=begin, limit=page.limit + 1)
+    items = [EventRead.model_validate(row) for row in rows[: page.limit]]
+    following = items[-1].sequence if len(rows) > page.limit else None
+    return as_json(Page[EventRead](items=items, next_cursor=BY_SEQUENCE.encode(following)))
+
+
+def wants_stream(accept: str | None) -> bool:
+    """Whether a live stream is what the client would rather have than JSON."""
+    preferred = {"application/json": 0.0, STREAM: 0.0}
+    for offer in (accept or "").lower().split(","):
+        kind, *parameters = (part.strip() for part in offer.split(";"))
+        if kind in preferred:
+            preferred[kind] = next((_quality(each) for each in parameters if each.startswith("q=")), 1.0)
+    return preferred[STREAM] > preferred["application/json"]
+
+
+def _quality(parameter: str) -> float:
+    try:
+        return float(parameter.removeprefix("q="))
+    except ValueError:
+        return 0.0
+
+
+def render(event: Event) -> bytes:
+    """An event as it stands in a stream: one line of JSON."""
+    return EventRead.model_validate(event).model_dump_json().encode()

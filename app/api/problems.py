@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error as problem+json (RFC 9457): the only place that pairs errors and HTTP."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any
+from uuid import UUID
+
+import structlog
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import ExceptionHandler, Scope
+
+from app import errors
+from app.errors import ControlPlaneError, FieldError, Invalid, Unavailable
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 100
+MAX_POINTER = 500
+RETRY_AFTER = 5
+
+STATUSES: Mapping[type[ControlPlaneError], HTTPStatus] = {
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.VersionMismatch: HTTPStatus.PRECONDITION_FAILED,
+    errors.Invalid: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    ControlPlaneError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+CODES: Mapping[int, str] = {
+    HTTPStatus.BAD_REQUEST: "malformed_request",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
+}
+"""Codes of the answers that no error kind stands for: what HTTP itself refuses."""
+
+WORDS: Mapping[str, str] = {"missing": "this field is required", "extra_forbidden": "there is no such field"}
+
+# 08 connection, 53 resources, 55P03 lock timeout, 57 operator or time-out, 40 serialisation and deadlock
+TEMPORARY_SQLSTATES = ("08", "53", "55P03", "57", "40")
+
+
+class ProblemField(BaseModel):
+    """One thing that is wrong with the input."""
+
+    pointer: Annotated[str, Field(max_length=MAX_POINTER)]
+    """RFC 6901, into the body; parameters stand under ``/query``, ``/path`` and ``/header``."""
+    detail: Annotated[str, Field(max_length=2000)]
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 has it. ``code`` is stable; ``errors`` names each field of an invalid input."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:eucora:problem:target_not_set",
+                    "title": "Unprocessable Entity",
+                    "status": 422,
+                    "detail": "a lane has no target",
+                    "instance": "/api/v1/deployments",
+                    "code": "target_not_set",
+                    "correlation_id": "0199c0de-0000-7000-8000-000000000001",
+                    "errors": [{"pointer": "/planes/0", "detail": "intune has no target for PILOT: set it first"}],
+                }
+            ]
+        }
+    )
+
+    type: Annotated[str, Field(max_length=200)]
+    title: Annotated[str, Field(max_length=200)]
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: Annotated[str, Field(max_length=4000)]
+    instance: Annotated[str, Field(max_length=8000)]
+    code: Annotated[str, Field(max_length=100)]
+    correlation_id: UUID
+    errors: Annotated[list[ProblemField], Field(max_length=MAX_ERRORS)] = []
+
+
+def problem(
+    scope: Scope,
+    status: int,
+    detail: str,
+    *,
+    code: str | None = None,
+    errors: Iterable[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """One problem as a response; ``code`` defaults to the status's own."""
+    code = code or CODES.get(status, HTTPStatus(status).name.lower())
+    fields = [{"pointer": wrong.pointer[:MAX_POINTER], "detail": wrong.detail[:2000]} for wrong in errors]
+    body: dict[str, Any] = {
+        "type": f"urn:eucora:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "detail": detail[:4000],
+        "instance": scope["path"][:8000],
+        "code": code,
+        "correlation_id": str(scope["correlation_id"]),
+    }
+    if fields:
+        body["errors"] = fields[:MAX_ERRORS]
+    return Response(json.dumps(body).encode(), status, dict(headers or {}), MEDIA_TYPE)
+
+
+async def domain_problem(request: Request, error: ControlPlaneError) -> Response:
+    """An error kind of ours under the status of the nearest kind in the table."""
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    headers: dict[str, str] = {}
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="eucora"'
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    wrong = error.errors if isinstance(error, Invalid) else ()
+    return problem(request.scope, status, error.detail, code=error.code, errors=wrong, headers=headers)
+
+
+async def http_problem(request: Request, error: HTTPException) -> Response:
+    """What the framework refuses: no such route, no such method."""
+    headers = dict(error.headers or {})
+    detail = error.detail
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"there is nothing at {request.scope['path']}"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(allowed_methods(request)))
+        detail = f"this resource allows {headers['Allow']}"
+    return problem(request.scope, error.status_code, detail, headers=headers)
+
+
+def allowed_methods(request: Request) -> set[str]:
+    """The methods of all routes at this path; the framework knows only those of the first that matched."""
+    return {
+        method
+        for route in iter_route_contexts(request.app.routes)
+        if route.path and route.methods and compile_path(route.path)[0].match(request.scope["path"])
+        for method in route.methods
+    }
+
+
+async def invalid_input(request: Request, error: RequestValidationError) -> Response:
+    """Parameters or a body that break their schema."""
+    wrong = [FieldError(pointer(each["loc"], error.body), _words(each)) for each in error.errors()[:MAX_ERRORS]]
+    detail = "the request breaks a rule" if len(wrong) == 1 else "the request breaks some rules"
+    return problem(
+        request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail, code=Invalid.code, errors=wrong
+    )
+
+
+def _words(wrong: Mapping[str, Any]) -> str:
+    reason = wrong.get("ctx", {}).get("error")
+    if wrong["type"] in {"value_error", "assertion_error"} and reason is not None:
+        return str(reason)
+    return WORDS.get(wrong["type"]) or str(wrong["msg"])
+
+
+def pointer(location: Sequence[str | int], body: Any) -> str:
+    """Where in the request Pydantic's ``location`` is.
+
+    Pydantic puts the tag of a union and ``[key]`` into a location; neither is in the body, so both are left out.
+    """
+    place, *steps = location
+    if place != "body":
+        return join_pointer(location)
+    found: list[str | int] = []
+    for index, step in enumerate(steps):
+        last = index == len(steps) - 1
+        if isinstance(body, dict) and step not in body and (not last or step == "[key]"):
+            continue
+        found.append(step)
+        body = _inside(body, step)
+    return join_pointer(found)
+
+
+def _inside(value: Any, step: str | int) -> Any:
+    if isinstance(value, dict):
+        return value.get(step)
+    if isinstance(value, list) and isinstance(step, int) and step < len(value):
+        return value[step]
+    return None
+
+
+def join_pointer(steps: Iterable[str | int]) -> str:
+    """An RFC 6901 pointer through these steps."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+async def database_problem(request: Request, error: Exception) -> Response:
+    """A database that is down, busy or gone is a 503 to try again; anything else about it is our fault."""
+    if not is_temporary(error):
+        raise error
+    log.warning("database unavailable", error=repr(error))
+    return problem(
+        request.scope,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the database does not answer; try again, with the same Idempotency-Key if there was one",
+        code=Unavailable.code,
+        headers={"Retry-After": str(RETRY_AFTER)},
+    )
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether the same statement may succeed later. ``OSError``: what a refused or reset connection raises."""
+    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, OSError)):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return error.connection_invalidated or state.startswith(TEMPORARY_SQLSTATES)
+
+
+HANDLERS: Mapping[type[Exception], ExceptionHandler] = {
+    ControlPlaneError: domain_problem,  # type: ignore[dict-item]  # Starlette types handlers by the root Exception
+    HTTPException: http_problem,  # type: ignore[dict-item]
+    RequestValidationError: invalid_input,  # type: ignore[dict-item]
+    DBAPIError: database_problem,
+    PoolTimeout: database_problem,
+    OSError: database_problem,
+}

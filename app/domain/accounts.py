@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a token stands for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from app import security
+from app.models import ApiToken, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Whoever asks: ``name`` stands in the history, ``id`` tells two tokens of one name apart."""
+
+    id: UUID
+    name: str
+    role: Role
+
+
+BOOTSTRAP = Actor(UUID(int=0), "bootstrap", Role.ADMIN)
+"""The bearer of the token in the settings: for first use, before any token is stored."""
+
+
+async def authenticate(
+    connection: AsyncSession | AsyncConnection, token_hash: bytes, now: datetime
+) -> Actor | None:
+    """The bearer of the token with this hash; None if it is unknown, expired or revoked."""
+    query = select(ApiToken.id, ApiToken.name, ApiToken.role).where(
+        ApiToken.token_hash == token_hash,
+        ApiToken.revoked_at.is_(None),
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > now),
+    )
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else Actor(row.id, row.name, row.role)
+
+
+async def create_token(
+    session: AsyncSession, *, name: str, role: Role, expires_at: datetime | None = None
+) -> tuple[ApiToken, str]:
+    """Store a new token's hash; the stored row and the token's text, which cannot be read again."""
+    text = security.new_token()
+    token = ApiToken(name=name, role=role, token_hash=security.hash_token(text), expires_at=expires_at)
+    session.add(token)
+    await session.flush()
+    return token, text
