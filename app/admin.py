@@ -6,27 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-import httpx
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, select, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import migrations
-from app.connectors.catalogue import BY_PLANE
-from app.connectors.contract import Plane
 from app.database import database_url
 from app.domain import accounts
 from app.embedded import with_running_servers
 from app.errors import NotFound
-from app.models import ApiToken, Ring, RingTarget, Role
+from app.models import ApiToken, Role
 from app.settings import Settings
 
 MIGRATION_LOCK = 0x6575636F7261  # "eucora"; any number that nothing else in the database locks
@@ -131,32 +126,3 @@ async def revoke_token(settings: Settings, token_id: UUID) -> None:
         if token is None:
             raise NotFound(f"there is no token {token_id}: see `eucora token list`")
         token.revoked_at = token.revoked_at or datetime.now(UTC)
-
-
-async def store_sandbox_targets(url: URL, sandbox_url: str) -> None:
-    """Point every ring of every sandbox plane at its group of the virtual fleet, where no target is set."""
-    rows = [row for plane in BY_PLANE for row in await sandbox_targets(plane, sandbox_url)]
-    engine = create_async_engine(url, poolclass=NullPool)
-    try:
-        async with engine.begin() as connection:
-            await connection.execute(insert(RingTarget).on_conflict_do_nothing(), rows)
-    finally:
-        await engine.dispose()
-
-
-async def sandbox_targets(plane: Plane, sandbox_url: str) -> list[dict[str, Any]]:
-    """The rows that the sandbox's own list of groups makes."""
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-        answer = await client.get(f"{sandbox_url}/{plane}/_sandbox/fleet")
-    kind, now = min(BY_PLANE[plane].manifest.target_kinds), datetime.now(UTC)
-    return [
-        {
-            "plane": plane.value,
-            "ring": Ring(name),
-            "kind": kind.value,
-            "ref": ring["group_id"],
-            "device_count": ring["devices"],
-            "counted_at": now,
-        }
-        for name, ring in answer.raise_for_status().json()["rings"].items()
-    ]

@@ -21,6 +21,7 @@ from app.children import Child, ChildFailed, Recipe, Report, say_yes, stop_lefto
 from app.data_folder import DataFolder, open_data_folder
 from app.database import database_url
 from app.embedded import embedded_postgres, embedded_valkey
+from app.sandbox_targets import store_sandbox_targets
 from app.settings import Settings
 
 HOST = "127.0.0.1"
@@ -159,7 +160,7 @@ async def start_sandbox(
         stack.push_async_callback(sandbox.stop)
         await sandbox.start()
         settings = settings.model_copy(update={"sandbox_url": f"http://{HOST}:{port}"})
-    await admin.store_sandbox_targets(database_url(settings), str(settings.sandbox_url))
+    await store_sandbox_targets(database_url(settings), str(settings.sandbox_url))
     return settings
 
 
