@@ -70,7 +70,7 @@ class RingPlan(Odds):
 
 
 class FleetDocument(BaseModel):
-    """A plan. What is left out at the top level stays as it is; ``apps`` overrules rings by display name."""
+    """A plan. What is left out at the top level stays as it is; ``apps`` overrules rings by product."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,10 +94,7 @@ class Plan:
 
     def odds(self, ring: Ring, software: "Software") -> Odds:
         """The odds for one application in one ring."""
-        for name in (software.name, software.product):
-            if (own := self.apps.get(name, {}).get(ring)) is not None:
-                return own
-        return self.rings[ring]
+        return self.apps.get(software.product, {}).get(ring, self.rings[ring])
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,6 @@ class Software:
     """One version of a product. A device has at most one version of a product at a time."""
 
     app_id: str
-    name: str
     product: str
     version: str
 

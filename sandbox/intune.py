@@ -69,12 +69,12 @@ class Intune:
         return {"group_id": group_id(self._plane.name, ring)}
 
     def device(self, device: Device) -> Mapping[str, Any]:
-        """The three ids; Entra's device id identifies the machine."""
+        """The three ids; the one that reports give is Intune's."""
         name = self._plane.name
         return {
-            "device_id": device_id(name, "entra", device),
+            "device_id": device_id(name, "intune", device),
+            "entra_device_id": device_id(name, "entra", device),
             "entra_object_id": device_id(name, "object", device),
-            "managed_device_id": device_id(name, "intune", device),
         }
 
     def objects(self) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph's ``deviceAppManagement/mobileApps``: win32LobApps are created, read, changed and deleted."""
 
-import json
 import re
 from typing import Annotated, Literal
 from uuid import uuid4
@@ -32,7 +31,6 @@ from sandbox.witness import instant
 WIN32 = "#microsoft.graph.win32LobApp"
 PUBLISH_SECONDS = 0.4
 APPS = "/deviceAppManagement/mobileApps"
-TRAILING_VERSION = re.compile(r"\s+v?(\d[\w.+~-]*)$")
 NOTED_VERSION = re.compile(r"\bversion[\"']?\s*[:=]\s*[\"']?([^\s\"',;}]+)", re.IGNORECASE)
 
 Type = Annotated[str | None, Field(alias="@odata.type")]
@@ -223,9 +221,8 @@ class Apps:
 
     def software(self, app: Document) -> Software:
         """What the fleet knows of an app; remembered for the time after the app is deleted."""
-        name = app["body"]["displayName"]
-        product = TRAILING_VERSION.sub("", name) or name
-        software = Software(app["id"], name, product, version_of(app["body"]))
+        product = app["body"]["displayName"]
+        software = Software(app["id"], product, version_of(app["body"]))
         self._known.put(app["id"], {"product": product})
         return software
 
@@ -316,16 +313,7 @@ def require_detection(rules: list[Rule]) -> None:
 
 
 def version_of(body: Document) -> str:
-    """An app's version, for which v1.0 has no property: Windows Installer's, the notes' or the name's."""
+    """An app's version, for which v1.0 has no property: Windows Installer's, else what the notes say."""
     msi = (body.get("msiInformation") or {}).get("productVersion")
-    noted = NOTED_VERSION.search(json_or_text(body.get("notes") or ""))
-    named = TRAILING_VERSION.search(body["displayName"])
-    return str(msi or (noted and noted[1]) or (named and named[1]) or "")
-
-
-def json_or_text(notes: str) -> str:
-    """Notes on one line, whether they are JSON or prose."""
-    try:
-        return json.dumps(json.loads(notes))
-    except ValueError:
-        return notes
+    noted = NOTED_VERSION.search(body.get("notes") or "")
+    return str(msi or (noted and noted[1]) or "")

@@ -163,7 +163,7 @@ class Assignments:
         body = await read(request, NewAssignment)
         self._require_assignable(app, body)
         if any(place_of(row) == body.place for row in self._of(app)):
-            raise GraphError(400, f"An assignment for the target '{body.place}' already exists.")
+            raise GraphError(409, f"An assignment for the target '{body.place}' already exists.")
         row = self._put(request, app, body)
         self._direct(app)
         return GraphResponse(shown(row), status_code=201)

@@ -25,7 +25,6 @@ from sandbox.witness import instant
 
 TENANT_ID = str(uuid5(NAMESPACE_URL, "eucora-sandbox/tenant"))
 CREATED_AT = 1_700_000_000.0
-DAY = 86_400.0
 Identity = Literal["object", "entra", "intune"]
 MANAGED = "/deviceManagement/managedDevices"
 DETECTED = "/deviceManagement/detectedApps"
@@ -95,7 +94,7 @@ class Directory:
         given = options(request, ["$top", "$select", "$skiptoken", "$count", "$filter"])
         wanted = equality(given, ["azureADDeviceId", "id"])
         return self._page(
-            request, wanted, {"azureADDeviceId": "entra", "id": "intune"}, self._managed, most=1000
+            request, wanted, {"azureADDeviceId": "entra", "id": "intune"}, self._managed, page=1000, most=1000
         )
 
     async def _managed_device(self, request: Request) -> Response:
@@ -160,6 +159,7 @@ class Directory:
         identities: dict[str, Identity],
         show: Callable[[Device], Document],
         *,
+        page: int = 100,
         most: int,
     ) -> Response:
         if wanted is None:
@@ -168,6 +168,7 @@ class Directory:
                 request,
                 total,
                 lambda skip, top: [show(device) for device in self._slice(skip, top)],
+                page=page,
                 most=most,
             )
         device = self._by_id(identities[wanted[0]], wanted[1])
@@ -228,9 +229,10 @@ class Directory:
         }
 
     def _last_sync(self, device: Device) -> str:
-        """A moment ago, or a month for a device that stays away."""
-        now = self._plane.clock()
-        return instant(now - (30 * DAY if self._plane.fleet.is_offline(device) else 60 + device.index % 600))
+        """A few minutes ago; for a device that stays away, shortly before the plan said so."""
+        fleet = self._plane.fleet
+        seen = fleet.plan.at if fleet.is_offline(device) else self._plane.clock()
+        return instant(seen - 60 - device.index % 600)
 
 
 def filtered(rows: list[Document], wanted: tuple[str, str] | None) -> list[Document]:

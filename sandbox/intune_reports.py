@@ -121,8 +121,8 @@ class Reports:
     async def _by_device(self, request: Request) -> Response:
         query = await read(request, ReportQuery)
         columns = chosen_columns(query)
-        if query.order_by or query.group_by or query.search:
-            raise GraphError(400, "orderBy, groupBy and search are not supported here.")
+        if query.order_by not in ([], ["DeviceId"], ["DeviceId asc"]) or query.group_by or query.search:
+            raise GraphError(400, "orderBy other than DeviceId, groupBy and search are not supported here.")
         app_id = application_of(query.filter)
         total = sum(self._plane.fleet.plan.devices(ring) for ring in self._plane.fleet.standing(app_id))
         rows = self._rows(app_id, query.skip, min(query.top, LARGEST_PAGE))
@@ -144,7 +144,7 @@ class Reports:
         return report(1, schema, [[app_id, *counts]])
 
     def _rows(self, app_id: str, skip: int, top: int) -> list[Row]:
-        """Rows in the order of rings and devices."""
+        """Rows in the order of rings and devices, which is that of DeviceId too."""
         fleet, rows = self._plane.fleet, list[Row]()
         for ring, order in fleet.standing(app_id).items():
             devices = list(fleet.devices(ring, skip=skip, top=top - len(rows)))

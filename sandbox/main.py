@@ -49,6 +49,8 @@ def create_app(
             yield
         finally:
             flushing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await flushing
             journal.close()
             if scratch is not None:
                 scratch.cleanup()
