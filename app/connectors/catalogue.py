@@ -38,7 +38,7 @@ SANDBOX_CLIENT_ID = "sandbox"
 SANDBOX_CLIENT_SECRET = "sandbox-secret"  # noqa: S105 - the sandbox's published demo credentials
 
 
-class NotConfigured(Exception):
+class MissingSetting(Exception):
     """A plane cannot be built: ``setting`` is the environment variable to set or mend."""
 
     def __init__(self, setting: str, reason: str) -> None:
@@ -58,7 +58,7 @@ def build(plane: Plane, settings: Mapping[str, SecretStr | str], services: Servi
     """The connector of a plane; nothing is connected yet.
 
     Raises:
-        NotConfigured: a setting is missing, unknown or wrong; the first of them is named.
+        MissingSetting: a setting is missing, unknown or wrong; the first of them is named.
     """
     vendor = BY_PLANE[plane]
     plain = {name: _plain(value) for name, value in settings.items()}
@@ -67,7 +67,7 @@ def build(plane: Plane, settings: Mapping[str, SecretStr | str], services: Servi
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         reason = "is not set" if first["type"] == "missing" else f"is wrong: {first['msg']}"
-        raise NotConfigured(setting_name(plane, str(first["loc"][0])), reason) from None
+        raise MissingSetting(setting_name(plane, str(first["loc"][0])), reason) from None
     return vendor(checked, services)
 
 
@@ -104,7 +104,7 @@ def is_all_sandbox(planes: Mapping[str, Mapping[str, SecretStr]]) -> bool:
 async def open_planes(
     planes: Mapping[str, Mapping[str, SecretStr]], sandbox_url: str | None, services: Services
 ) -> AsyncIterator[Planes]:
-    """Build every plane of the catalogue that has settings, or the sandbox's in their place; close them at the end."""
+    """Build every plane that has settings, or the sandbox's in their place; close them at the end."""
     connectors: dict[Plane, Connector] = {}
     unconfigured: dict[Plane, str] = {}
     async with AsyncExitStack() as stack:
@@ -113,7 +113,7 @@ async def open_planes(
             settings = own or (sandbox_settings(plane, sandbox_url) if sandbox_url else {})
             try:
                 connector = build(plane, settings, services)
-            except NotConfigured as error:
+            except MissingSetting as error:
                 unconfigured[plane] = str(error)
             else:
                 stack.push_async_callback(connector.aclose)

@@ -18,7 +18,7 @@ def no_correlation_id() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One per process. ``spool`` is a folder of its own on a disk with room for the largest package, twice."""
+    """One per process. ``spool`` is a folder of its own on a disk with room for twice the largest package."""
 
     spool: Path
     files: FileRules = field(default_factory=FileRules)

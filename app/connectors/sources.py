@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where packages come from: a file below the allowed folders, or an https address; never trusted before hashed."""
+"""Where packages come from: a file below the allowed folders, or https; not trusted before it is hashed."""
 
 import asyncio
 import hashlib
@@ -96,7 +96,7 @@ class Sources:
         self._rules = rules
 
     async def locate(self, uri: str, name: str) -> Path:
-        """Where the package is, or will be after ``fetch``; ``name`` is unique for the upload it is fetched for."""
+        """Where the package is, or will be after ``fetch``; ``name`` belongs to one upload alone."""
         if uri.startswith("file:"):
             return await asyncio.to_thread(self._rules.resolve, uri, service=self._service)
         return self.spool / f"{name}.package"
@@ -124,7 +124,7 @@ class Sources:
             )
 
     async def _download(self, uri: str, path: Path) -> AsyncGenerator[int, None]:
-        """Into ``path``, continuing a part that is there; gives up after three attempts that bring nothing."""
+        """Into ``path``, continuing a part that is there; gives up after attempts that bring nothing."""
         part = path.with_suffix(".part")
         fruitless, before = 0, -1
         while True:
@@ -134,7 +134,7 @@ class Sources:
                         yield size
                 break
             except TransientError:
-                reached = part.stat().st_size if part.exists() else 0
+                reached = _size(part)
                 fruitless = 0 if reached > before else fruitless + 1
                 before = reached
                 if fruitless >= FRUITLESS_DOWNLOADS:
@@ -142,7 +142,7 @@ class Sources:
         part.replace(path)
 
     async def _continue(self, uri: str, part: Path) -> AsyncGenerator[int, None]:
-        start = part.stat().st_size if part.exists() else 0
+        start = _size(part)
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         extensions = {"accept": {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}}
         async with self._http.stream("GET", uri, headers=headers, extensions=extensions) as answer:
@@ -150,8 +150,9 @@ class Sources:
                 return  # nothing after what is there: the hash decides whether it is the whole
             resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
             with part.open("ab" if resumed else "wb") as file:
-                async for size in _store(answer, file):
-                    yield size
+                async with aclosing(_store(answer, file)) as sizes:
+                    async for size in sizes:
+                        yield size
 
 
 async def _store(answer: httpx.Response, file: IO[bytes]) -> AsyncGenerator[int, None]:
@@ -168,6 +169,10 @@ async def _store(answer: httpx.Response, file: IO[bytes]) -> AsyncGenerator[int,
     finally:
         file.write(pending)  # what has arrived is kept for the next attempt, whatever ended this one
     yield file.tell()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _hash(path: Path, digest: "hashlib._Hash") -> Iterator[int]:

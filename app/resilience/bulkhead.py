@@ -11,7 +11,7 @@ WAITING_PER_PERMIT = 16
 
 
 class Bulkhead:
-    """At most ``limit`` calls at once and 16 times as many in the queue; who comes later is refused at once."""
+    """At most ``limit`` calls at once and 16 times as many in the queue; whoever comes later is refused."""
 
     def __init__(self, service: str, limit: int) -> None:
         if limit < 1:

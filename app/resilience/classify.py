@@ -59,7 +59,7 @@ def default_safety(method: str) -> Safety:
 def classify_response(
     response: httpx.Response, *, service: str, safety: Safety, excerpt: str = ""
 ) -> CallError | None:
-    """The class of an answer; None for 2xx and 304. ``excerpt`` is the vendor's own words, without secrets."""
+    """The class of an answer; None for 2xx and 304. ``excerpt``: the vendor's words, without secrets."""
     status = response.status_code
     if response.is_success or status == HTTPStatus.NOT_MODIFIED:
         return None

@@ -94,7 +94,7 @@ class BreakerOpen(Deferral):
 
 
 class Throttled(Deferral):
-    """The service asked callers to slow down (429, 503 with Retry-After), longer than is waited in process."""
+    """The service asked callers to slow down (429, 503 with Retry-After), longer than we wait in process."""
 
     code = "throttled"
 

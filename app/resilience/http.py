@@ -91,7 +91,7 @@ def create_resilient_client(
 
 
 class ResilientClient(httpx.AsyncClient):
-    """An ``httpx.AsyncClient`` whose ``send`` goes through the guard; no cookies, no redirects to other hosts."""
+    """An ``httpx.AsyncClient`` whose ``send`` is guarded; no cookies, no redirects to other hosts."""
 
     def __init__(
         self,

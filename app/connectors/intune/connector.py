@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intune behind the port: applications found by a marker in their notes, assignments merged one by one.
 
-Source for every path and member: the CSDL of Graph v1.0. That ``/assign`` replaces the whole set, and that a second
-assignment of a target is ignored, are users' reports.
+Source for every path and member: the CSDL of Graph v1.0. That ``/assign`` replaces the whole set, and that a
+second assignment of a target is ignored, are users' reports.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr
@@ -151,7 +151,7 @@ class Intune:
 
     def upload(
         self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
-    ) -> AsyncIterator[UploadProgress]:
+    ) -> AsyncGenerator[UploadProgress, None]:
         """Spool, encrypt, send in blocks, commit and publish; nothing where content is committed already."""
         pace = Pace(self._settings.block_bytes, self._settings.poll_interval, self._settings.patience)
         secret = self._settings.client_secret.get_secret_value()
@@ -181,7 +181,7 @@ class Intune:
                 )
 
     async def _put_assignment(self, assignment: Assignment, app_id: str, intent: str) -> str:
-        """One assignment per group: another intent for it is taken away first, as Intune ignores a second one."""
+        """One assignment per group: another intent is taken away first, as Intune ignores a second one."""
         headers = effect_headers(assignment.key, assignment.correlation_id)
         existing = await self._on_group(app_id, assignment.target, headers)
         for found in existing:
@@ -195,7 +195,7 @@ class Intune:
         body = wire.assignment_body(target.ref, intent)
         try:
             made = await self._graph.post(_assignments(app_id), body, headers=headers)
-        except ConflictError:  # somebody was faster, perhaps an earlier try of ours
+        except (ConflictError, PermanentError):  # perhaps it is there already: Graph says 400 or 409 then
             again = await self._with_intent(app_id, target, intent, headers)
             if again is None:
                 raise
@@ -221,7 +221,8 @@ class Intune:
         """
         wanted = await self._entra_devices(target)
         fields = "id,deviceName,azureADDeviceId,lastSyncDateTime"
-        async for page in self._graph.pages(MANAGED_DEVICES, params={"$select": fields}):
+        params = {"$select": fields, "$top": str(self._settings.page_rows)}
+        async for page in self._graph.pages(MANAGED_DEVICES, params=params):
             found = [wire.member(device) for device in page if _entra_id(device) in wanted]
             if found:
                 yield found
@@ -240,15 +241,16 @@ class Intune:
 
     async def status(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
         """The per-device report, page by page. A POST that only reads."""
-        skip, total = 0, 1
+        skip, total, session = 0, 1, ""
         while skip < total:
-            body = wire.report_body(external_id, skip=skip, top=self._settings.page_rows)
+            body = wire.report_body(external_id, skip=skip, top=self._settings.page_rows, session=session)
             report = await self._graph.post(REPORT, body, safety=Safety.IDEMPOTENT)
             rows = wire.report_rows(report)
             if not rows:
                 return
             yield rows
             skip, total = skip + len(rows), int(report.get("TotalRowCount", 0))
+            session = report.get("SessionId") or ""
 
     async def find_version(self, name: str, version: str) -> str | None:
         """The newest published application of that name and version, whoever made it."""

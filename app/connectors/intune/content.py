@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Intune stores of a package: one encrypted ZIP, ``HMAC | IV | ciphertext``, and the sheet that opens it.
+"""What Intune stores of a package: an encrypted ZIP, ``HMAC | IV | ciphertext``, and the sheet that opens it.
 
-A Content Prep archive has both already; anything else is zipped and encrypted here. Keys come from the client secret,
-the marker and the package's hash, so every worker makes the same bytes and no key is ever stored.
+A Content Prep archive has both already; anything else is zipped and encrypted here. Keys come from the client
+secret, the marker and the package's hash, so every worker makes the same bytes and no key is ever stored.
 """
 
 import base64
@@ -50,7 +50,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is uploaded. ``encryption`` is Graph's ``fileEncryptionInfo``; ``setup_file`` is what an archive names."""
+    """What is uploaded. ``encryption`` is Graph's ``fileEncryptionInfo``; archives name a ``setup_file``."""
 
     path: Path
     size: int
@@ -158,11 +158,14 @@ class _Sealer:
 
 def _zip_and_encrypt(package: Path, entry: str, keys: Keys, out: IO[bytes], sheet: Path) -> Iterator[int]:
     sealer = _Sealer(keys, out)
-    with zipfile.ZipFile(sealer, "w", zipfile.ZIP_STORED) as archive, package.open("rb") as source:  # type: ignore[call-overload]
-        with archive.open(_entry(entry, package), "w", force_zip64=True) as member:
-            while piece := source.read(PIECE):
-                member.write(piece)
-                yield sealer.size
+    with (
+        package.open("rb") as source,
+        zipfile.ZipFile(sealer, "w", zipfile.ZIP_STORED) as archive,  # type: ignore[call-overload]
+        archive.open(_entry(entry, package), "w", force_zip64=True) as member,
+    ):
+        while piece := source.read(PIECE):
+            member.write(piece)
+            yield sealer.size
     sealer.finish()
     sheet.write_text(json.dumps({"digest": _text(sealer.digest.digest()), "size": sealer.size}), "utf-8")
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bringing content into Intune, step by step, so that any step may be the last of one worker and the first of another.
+"""Bringing content into Intune in steps: any may be the last of one worker and the first of another.
 
-Source: Graph v1.0 ``mobileAppContentFile`` and its actions (CSDL); Azure Put Block and Put Block List. The order of the
-steps and the storage's statuses are from clients, not from a vendor's page.
+Source: Graph v1.0 ``mobileAppContentFile`` and its actions (CSDL); Azure Put Block and Put Block List. The
+order of the steps and the storage's statuses are from clients, not from a vendor's page.
 """
 
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from app.connectors.intune.content import Content, Keys, content_path, make_cont
 from app.connectors.intune.graph import SERVICE, Graph, Headers, effect_headers
 from app.connectors.sources import Sources, make_private, paced, sweep
 from app.resilience import ResilientClient, Safety
-from app.resilience.errors import LocalSaturation, PermanentError, PolicyError, TransientError
+from app.resilience.errors import LocalSaturation, PolicyError, TransientError
 
 Json = dict[str, Any]
 
@@ -51,6 +51,7 @@ class Checkpoint:
     version: str | None = None
     file: str | None = None
     seal: str | None = None
+    size: int = 0
     blocks: int = 0
     read: int = 0
 
@@ -97,32 +98,39 @@ class Upload:
         self._app = f"/deviceAppManagement/mobileApps/{app_id}"
         self._versions = f"{self._app}/microsoft.graph.win32LobApp/contentVersions"
 
-    async def run(self, stored: Mapping[str, Any] | None) -> AsyncIterator[UploadProgress]:
-        """Everything from ``stored`` to a published application; quiet where that is what Intune has already."""
-        state, size = Checkpoint.of(stored), 0
+    async def run(self, stored: Mapping[str, Any] | None) -> AsyncGenerator[UploadProgress, None]:
+        """Everything from ``stored`` to a published application; quiet where Intune has that already."""
+        state = Checkpoint.of(stored)
         found = await self._graph.get(self._app, headers=self._headers)
         if not found.get("committedContentVersion"):
             async with aclosing(self._bring(state)) as steps:
-                async for state, sent, size in steps:
-                    yield _progress(state, sent, size)
+                async for reached in steps:
+                    state = reached
+                    yield self._progress(state)
         async with aclosing(self._published()) as polls:
             async for _ in polls:
-                yield _progress(state, size, size)
+                yield self._progress(state)
         await asyncio.to_thread(self._clean)
-        yield _progress(state, size, size, done=True)
+        yield self._progress(state, done=True)
 
-    async def _bring(self, state: Checkpoint) -> AsyncGenerator[tuple[Checkpoint, int, int], None]:
-        content: Content | None = None
+    def _progress(self, state: Checkpoint, *, done: bool = False) -> UploadProgress:
+        sent = min(state.blocks * self._pace.block, state.size)
+        return UploadProgress(checkpoint=asdict(state), sent_bytes=sent, total_bytes=state.size, done=done)
+
+    async def _bring(self, begun: Checkpoint) -> AsyncGenerator[Checkpoint, None]:
+        state, setup_file = begun, None
         if state.phase is not Phase.PUBLISH:
             async with aclosing(self._prepare()) as steps:
                 async for read in steps:
-                    yield replace(state, read=read), 0, 0
+                    yield replace(state, read=read)
             content = await self._content()
+            setup_file = content.setup_file
             async with aclosing(self._transfer(state, content)) as moves:
-                async for state, sent in moves:
-                    yield state, sent, content.size_encrypted
-        await self._set_content_version(state, content)
-        yield state, (content.size_encrypted if content else 0), (content.size_encrypted if content else 0)
+                async for reached in moves:
+                    state = reached
+                    yield state
+        await self._set_content_version(state, setup_file)
+        yield state
 
     async def _prepare(self) -> AsyncGenerator[int, None]:
         """Package to spool, spool to content; yields bytes read or written."""
@@ -153,21 +161,20 @@ class Upload:
         package = await self._sources.locate(self._package.uri, self._keys.name)
         return await asyncio.to_thread(open_content, package, self._keys, self._sources.spool)
 
-    async def _transfer(
-        self, state: Checkpoint, content: Content
-    ) -> AsyncGenerator[tuple[Checkpoint, int], None]:
-        state = await self._open_file(state, content)
-        yield state, state.blocks * self._pace.block
+    async def _transfer(self, begun: Checkpoint, content: Content) -> AsyncGenerator[Checkpoint, None]:
+        state = await self._open_file(begun, content)
+        yield state
         if state.phase is Phase.BLOCKS:
             async with aclosing(self._send_blocks(state, content)) as blocks:
-                async for state in blocks:
-                    yield state, min(state.blocks * self._pace.block, content.size_encrypted)
+                async for reached in blocks:
+                    state = reached
+                    yield state
             state = replace(state, phase=Phase.COMMIT)
-            yield state, content.size_encrypted
+            yield state
         async with aclosing(self._commit(state, content)) as polls:
             async for _ in polls:
-                yield state, content.size_encrypted
-        yield replace(state, phase=Phase.PUBLISH), content.size_encrypted
+                yield state
+        yield replace(state, phase=Phase.PUBLISH)
 
     async def _open_file(self, state: Checkpoint, content: Content) -> Checkpoint:
         """The content file to fill: the checkpoint's, or one that an earlier run made, or a new one."""
@@ -176,7 +183,7 @@ class Upload:
             if file.get("uploadState") == COMMITTED or not _has_failed(file):
                 return state
         fresh = await self._find_file(content) or await self._create_file(content)
-        return replace(fresh, phase=Phase.BLOCKS, seal=content.seal, blocks=0)
+        return replace(fresh, phase=Phase.BLOCKS, seal=content.seal, size=content.size_encrypted)
 
     async def _find_file(self, content: Content) -> Checkpoint | None:
         """A file of this content whose creation was answered into the void."""
@@ -292,10 +299,11 @@ class Upload:
                 yield
         raise TransientError("Intune has not committed the content yet", service=SERVICE)
 
-    async def _set_content_version(self, state: Checkpoint, content: Content | None) -> None:
+    async def _set_content_version(self, state: Checkpoint, setup_file: str | None) -> None:
+        """Make the content the application's; an archive names its installer where the package does not."""
         body: Json = {"@odata.type": wire.APP_TYPE, "committedContentVersion": state.version}
-        if content is not None and content.setup_file and getattr(self._package, "setup_file", None) is None:
-            body["setupFilePath"] = content.setup_file
+        if setup_file is not None and wire.named_setup_file(self._package) is None:
+            body["setupFilePath"] = setup_file
         await self._graph.patch(self._app, body, headers=self._headers)
 
     async def _published(self) -> AsyncGenerator[None, None]:
@@ -309,10 +317,6 @@ class Upload:
     def _clean(self) -> None:
         for path in self._sources.spool.glob(f"{self._keys.name}.*"):
             path.unlink(missing_ok=True)
-
-
-def _progress(state: Checkpoint, sent: int, total: int, *, done: bool = False) -> UploadProgress:
-    return UploadProgress(checkpoint=asdict(state), sent_bytes=sent, total_bytes=total, done=done)
 
 
 def _has_failed(file: Json) -> bool:
@@ -333,6 +337,3 @@ def _read(path: Path, start: int, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
         return file.read(size)
-
-
-__all__ = ["Checkpoint", "Pace", "PermanentError", "Phase", "Upload"]

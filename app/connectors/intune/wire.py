@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our values as Graph v1.0 writes them, and its values as ours. Pure.
 
-Sources: CSDL of Graph v1.0 (types ``win32LobApp``, ``mobileAppAssignment``, ``win32LobAppRule`` and their parts). That
-schema has no ``displayVersion``, so the version lives beside the marker in ``notes``, which v1.0 does store.
+Source: CSDL of Graph v1.0 (``win32LobApp``, ``mobileAppAssignment``, ``win32LobAppRule`` and their parts). That
+has no ``displayVersion``, so the version stands beside the marker in ``notes``, which v1.0 stores.
 """
 
 from datetime import datetime
@@ -89,8 +89,12 @@ def windows_package(app: App) -> Win32Package | MsiPackage:
 
 def setup_file(package: Win32Package | MsiPackage) -> str:
     """The name of the installer inside the content."""
-    named = package.setup_file if isinstance(package, Win32Package) else None
-    return named or file_name(package.uri)
+    return named_setup_file(package) or file_name(package.uri)
+
+
+def named_setup_file(package: Win32Package | MsiPackage) -> str | None:
+    """The installer's name, if the package says it."""
+    return package.setup_file if isinstance(package, Win32Package) else None
 
 
 def app_body(app: App) -> Json:
@@ -247,15 +251,15 @@ def _instant(device: Json) -> datetime | None:
     return datetime.fromisoformat(value) if value and not value.startswith("0001-") else None
 
 
-def report_body(app_id: str, *, skip: int, top: int) -> Json:
-    """The request for one page of the per-device report, in a stable order."""
-    return {
+def report_body(app_id: str, *, skip: int, top: int, session: str) -> Json:
+    """The request for one page of the per-device report; ``session`` is the one that the first page began."""
+    body = {
         "filter": f"(ApplicationId eq '{escape(app_id)}')",
         "select": list(REPORT_COLUMNS),
-        "orderBy": ["DeviceId"],
         "skip": skip,
         "top": top,
     }
+    return body | ({"sessionId": session} if session else {})
 
 
 def report_rows(report: Json) -> list[DeviceReport]:
@@ -277,7 +281,7 @@ def _device_report(row: Json) -> DeviceReport:
         device_id=str(row["DeviceId"]),
         name=str(row.get("DeviceName") or row["DeviceId"]),
         state=_state(row),
-        detail=_first_text(row, "AppInstallStateDetails", "InstallStateDetail"),
+        detail=_first_text(row, "AppInstallStateDetails", "AppInstallStateDetails_loc", "InstallStateDetail"),
         error_code=code if code not in {None, "", "0x0", "0x00000000"} else None,
         version=row.get("AppVersion") or None,
     )
