@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from app.api import deployments, devices, effects, events, health, operations, planes, targets
+from app.api import deployments, devices, effects, events, health, intents, operations, planes, targets
 from app.api.dependencies import Service
 from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
@@ -19,6 +19,7 @@ from app.settings import Settings
 VERSION = "0.1.0"
 PREFIX = "/api/v1"
 ROUTERS = (
+    intents.router,
     deployments.router,
     effects.router,
     devices.router,
@@ -60,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=TAGS,
         lifespan=lifespan,
         middleware=[Middleware(Edge)],
-        exception_handlers=dict(HANDLERS),
+        exception_handlers={**HANDLERS},
         redirect_slashes=False,
         redoc_url=None,
     )

@@ -47,7 +47,7 @@ PERMISSIONS: Mapping[Role, frozenset[Permission]] = MappingProxyType(
         Role.ADMIN: frozenset(Permission),
     }
 )
-"""An approver may promote only with an override, a publisher only without one; the handler asks for the second."""
+"""An approver promotes only with an override, a publisher only without; the handler asks for the second."""
 
 
 def allows(role: Role, permission: Permission) -> bool:

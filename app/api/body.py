@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a JSON body strictly: what is ambiguous or cannot be stored is refused here, once for all routes."""
+"""Reading a JSON body strictly: what is ambiguous or cannot be stored is refused here."""
 
 import json
 import math
@@ -88,7 +88,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def _needs_a_walk(raw: bytes) -> bool:
-    """Whether the body could hold such a value at all: escapes are the only way to write one of those texts."""
+    """Whether the body could hold such a value: escapes are the only way to write one of those texts."""
     escapes = b"\\u0000" in raw or b"\\ud" in raw.lower()
     return escapes or b"extra_vars" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
 

@@ -16,8 +16,8 @@ MAX_KEPT = 10_000
 class Recent(Generic[Key, Value]):
     """Values at most ``lifetime`` seconds old, counted from when their reading began.
 
-    Callers that miss the same key at the same time share one reading. None is never kept, so that guessed keys cost
-    no memory.
+    Callers that miss the same key at the same time share one reading. None is never kept, so that
+    guessed keys cost no memory.
     """
 
     def __init__(self, read: Callable[[Key], Awaitable[Value | None]], *, lifetime: float = LIFETIME) -> None:

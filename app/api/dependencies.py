@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What handlers are given: the service, the call, a session, the version a command expects. Nothing that decides."""
+"""What handlers are given: the service, the call, a session, an expected version. Nothing that decides."""
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -11,8 +11,9 @@ from fastapi import Depends, Header
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
-from app import security
+from app import security, telemetry
 from app.api.cache import Recent
+from app.api.schema import Command
 from app.api.streams import EventStreams
 from app.connectors.contract import Plane
 from app.domain import accounts, idempotency, targets
@@ -23,6 +24,8 @@ from app.errors import FieldError, Forbidden, Invalid, VersionMismatch
 from app.models import Ring
 from app.runtime import Runtime
 from app.security import Permission
+
+log = telemetry.logger(__name__)
 
 Targets = Mapping[tuple[Plane, Ring], KnownTarget]
 ENTITY_TAG = re.compile(r'"(\d{1,9})"')
@@ -68,7 +71,14 @@ class Call:
             Forbidden: the caller's role does not have it.
         """
         if not security.allows(self.actor.role, permission):
-            raise Forbidden(f"the role {self.actor.role.value} may not {permission.value}", permission=permission)
+            raise Forbidden(
+                f"the role {self.actor.role.value} may not {permission.value}", permission=permission
+            )
+
+    def tell(self, command: str, subject: object, given: Command | None) -> None:
+        """Log a command on something that keeps no history of its own."""
+        reason = given.reason if given else None
+        log.info(command, subject=str(subject), actor=self.actor.name, reason=reason)
 
 
 class Replayed(Exception):
@@ -119,6 +129,7 @@ async def expected_version(
     if_match: Annotated[
         str | None,
         Header(
+            alias="If-Match",
             max_length=200,
             description="The `ETag` the command was decided on; another version answers 412.",
             examples=['"3"'],
@@ -134,7 +145,9 @@ async def expected_version(
     if if_match is None or if_match.strip() == "*":
         return None
     if if_match.count('"') > 2:
-        raise Invalid("If-Match holds several tags", FieldError("/header/If-Match", "must be one entity tag or *"))
+        raise Invalid(
+            "If-Match holds several tags", FieldError("/header/If-Match", "must be one entity tag or *")
+        )
     tag = ENTITY_TAG.fullmatch(if_match.strip())
     if tag is None:
         raise VersionMismatch("If-Match names no version of this resource")

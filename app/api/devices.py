@@ -25,7 +25,7 @@ BY_LANE: CursorKey[tuple[int, str, str]] = CursorKey(tuple[Position, Text, Text]
 
 
 class DeviceRead(Shown):
-    """One device of one lane. ``late`` ones joined after the push; ``rollback_state`` is null until it is taken back."""
+    """One device of one lane. ``late`` ones joined after the push; ``rollback_state`` is a rollback's."""
 
     device_id: Annotated[str, Field(max_length=1000)]
     name: Annotated[str, Field(max_length=1000)]
@@ -39,9 +39,14 @@ class DeviceRead(Shown):
     updated_at: datetime
 
 
-@router.get("", response_model=Page[DeviceRead], summary="List a deployment's devices")
+class DevicePage(Page[DeviceRead]):
+    """Some devices, and where to go on."""
+
+
+@router.get("", response_model=DevicePage, summary="List a deployment's devices")
 @requires(Permission.READ)
 async def list_devices(
+    *,
     deployment_id: DeploymentId,
     session: SessionDep,
     page: PageDep,
@@ -55,4 +60,4 @@ async def list_devices(
     narrow = {"ring": ring, "plane": plane, "state": state}
     rows, following = await devices.page(session, deployment_id, after=after, limit=page.limit, **narrow)
     items = [DeviceRead.model_validate(row) for row in rows]
-    return as_json(Page[DeviceRead](items=items, next_cursor=BY_LANE.encode(following)))
+    return as_json(DevicePage(items=items, next_cursor=BY_LANE.encode(following)))

@@ -42,7 +42,11 @@ class EffectRead(Shown):
     error: FailureRead | None
 
 
-@router.get("", response_model=Page[EffectRead], summary="List a deployment's effects")
+class EffectPage(Page[EffectRead]):
+    """Some effects, and where to go on."""
+
+
+@router.get("", response_model=EffectPage, summary="List a deployment's effects")
 @requires(Permission.READ)
 async def list_effects(deployment_id: DeploymentId, session: SessionDep, page: PageDep) -> Response:
     """Every change asked of a plane, in the order in which it was written down."""
@@ -50,4 +54,4 @@ async def list_effects(deployment_id: DeploymentId, session: SessionDep, page: P
     after = PLANNED.decode(page.cursor)
     rows, following = await effects.page(session, deployment_id, after=after, limit=page.limit)
     items = [EffectRead.model_validate(row) for row in rows]
-    return as_json(Page[EffectRead](items=items, next_cursor=PLANNED.encode(following)))
+    return as_json(EffectPage(items=items, next_cursor=PLANNED.encode(following)))

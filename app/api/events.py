@@ -38,16 +38,27 @@ class EventRead(Shown):
 
 
 LIVE: dict[str, Any] = {
-    "description": "The events, or with `Accept: text/event-stream` the same live: `id` is the sequence, `data` the event.",
+    "description": "The events; with `Accept: text/event-stream` live, each with its sequence as `id`.",
     "content": {
-        STREAM: {"schema": {"type": "string", "maxLength": 10_000_000, "examples": ['id: 1\ndata: {"sequence": 1}\n\n']}}
+        STREAM: {
+            "schema": {
+                "type": "string",
+                "maxLength": 10_000_000,
+                "examples": ['id: 1\ndata: {"sequence": 1}\n\n'],
+            }
+        }
     },
 }
 
 
-@router.get("", response_model=Page[EventRead], responses={200: LIVE}, summary="Read a deployment's history")
+class EventPage(Page[EventRead]):
+    """Some events, and where to go on."""
+
+
+@router.get("", response_model=EventPage, responses={200: LIVE}, summary="Read a deployment's history")
 @requires(Permission.READ)
 async def list_events(
+    *,
     deployment_id: DeploymentId,
     service: ServiceDep,
     session: SessionDep,
@@ -55,7 +66,8 @@ async def list_events(
     after: Annotated[int, Query(ge=0, le=MAX_COUNT, description="Only events with a greater sequence.")] = 0,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
     last_event_id: Annotated[
-        int | None, Header(ge=0, le=MAX_COUNT, description="Where a stream that was cut goes on.")
+        int | None,
+        Header(alias="Last-Event-ID", ge=0, le=MAX_COUNT, description="Where a stream that was cut goes on."),
     ] = None,
 ) -> Response:
     """Every change in order. A live stream ends after the final event."""
@@ -67,7 +79,7 @@ async def list_events(
     rows = await events.page(session, deployment_id, after=begin, limit=page.limit + 1)
     items = [EventRead.model_validate(row) for row in rows[: page.limit]]
     following = items[-1].sequence if len(rows) > page.limit else None
-    return as_json(Page[EventRead](items=items, next_cursor=BY_SEQUENCE.encode(following)))
+    return as_json(EventPage(items=items, next_cursor=BY_SEQUENCE.encode(following)))
 
 
 def wants_stream(accept: str | None) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this process can do its work, for people and orchestrators; metrics. Planes are never part of it."""
+"""Whether this process can do its work; its metrics. Planes are never part of it."""
 
 import asyncio
 from enum import StrEnum
@@ -49,8 +49,12 @@ class HealthRead(Shown):
     checks: Annotated[dict[str, CheckRead], Field(max_length=20)]
 
 
-EXPOSITION: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string", "maxLength": 10_000_000}}}}
-DOWN: dict[int | str, dict[str, Any]] = {503: {"model": HealthRead, "description": "Something it cannot do without is down; the same body."}}
+EXPOSITION: dict[str, Any] = {
+    "content": {"text/plain": {"schema": {"type": "string", "maxLength": 10_000_000}}}
+}
+DOWN: dict[int | str, dict[str, Any]] = {
+    503: {"model": HealthRead, "description": "Something it cannot do without is down; the same body."}
+}
 
 
 @router.get("", response_model=HealthRead, responses=DOWN, summary="Check the database and the cache")
@@ -75,7 +79,9 @@ async def read_readiness(runtime: RuntimeDep) -> Response:
     return as_health({"database": await check_database(runtime)})
 
 
-@metrics_router.get("/metrics", response_class=Response, responses={200: EXPOSITION}, summary="Prometheus metrics")
+@metrics_router.get(
+    "/metrics", response_class=Response, responses={200: EXPOSITION}, summary="Prometheus metrics"
+)
 @requires(Permission.PUBLIC)
 async def read_metrics() -> Response:
     """The metrics of this process, in Prometheus' text format."""
@@ -84,7 +90,11 @@ async def read_metrics() -> Response:
 
 def as_health(checks: dict[str, CheckRead]) -> Response:
     """The worst of the checks decides."""
-    worst = max((check.status for check in checks.values()), key=list(HealthStatus).index, default=HealthStatus.HEALTHY)
+    worst = max(
+        (check.status for check in checks.values()),
+        key=list(HealthStatus).index,
+        default=HealthStatus.HEALTHY,
+    )
     down = worst is HealthStatus.UNHEALTHY
     status = HTTPStatus.SERVICE_UNAVAILABLE if down else HTTPStatus.OK
     return as_json(HealthRead(status=worst, checks=checks), status)

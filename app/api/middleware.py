@@ -31,6 +31,7 @@ class Edge:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one exchange; a lifespan passes."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -47,7 +48,8 @@ class Exchange:
         self._receive_raw, self._send_raw = receive, send
         self._received = self._status = 0
         self._length: int | None = None
-        self._correlation_id, self._trace = new_id(), None
+        self._correlation_id = new_id()
+        self._trace: telemetry.Trace | None = None
         self._read_headers()
 
     def _read_headers(self) -> None:
@@ -78,11 +80,13 @@ class Exchange:
             else:
                 await self._app(self._scope, self._receive, self._send)
         except Exception:
-            # Nobody else catches what nobody foresaw; without an answer the client could not tell us about it.
+            # Nobody else catches what nobody foresaw; the answer lets the client tell us about it.
             log.exception("request_failed", method=self._scope["method"], path=self._scope["path"])
             if self._status:
                 raise
-            answer = problem(self._scope, HTTPStatus.INTERNAL_SERVER_ERROR, "this is our fault; it has been logged")
+            answer = problem(
+                self._scope, HTTPStatus.INTERNAL_SERVER_ERROR, "this is our fault; it has been logged"
+            )
             await answer(self._scope, self._receive_raw, self._send)
 
     async def _refuse_body(self) -> None:

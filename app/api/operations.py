@@ -41,7 +41,7 @@ class FailureRead(Shown):
 
 
 class OperationRead(Shown):
-    """One piece of work that goes on by itself; `next_attempt_at` is null while it runs and once it has ended."""
+    """Work that goes on by itself; `next_attempt_at` is null while it runs and once it has ended."""
 
     id: UUID
     kind: OperationKind
@@ -72,14 +72,15 @@ class OperationRead(Shown):
         plain = {name: getattr(row, name) for name in cls.model_fields if name not in derived}
         return cls.model_validate(plain | derived)
 
-    def model_dump_json(self, **options: Any) -> str:
-        """With ``class`` under its public name."""
-        return super().model_dump_json(by_alias=True, **options)
+
+class OperationPage(Page[OperationRead]):
+    """Some operations, and where to go on."""
 
 
-@router.get("", response_model=Page[OperationRead], summary="List operations, newest first")
+@router.get("", response_model=OperationPage, summary="List operations, newest first")
 @requires(Permission.READ)
 async def list_operations(
+    *,
     session: SessionDep,
     page: PageDep,
     kind: OperationKind | None = None,
@@ -101,7 +102,7 @@ async def list_operations(
     )
     shown, more = found[: page.limit], len(found) > page.limit
     following = NEWEST.encode((shown[-1].created_at, shown[-1].id)) if more else None
-    return as_json(Page[OperationRead](items=[OperationRead.of(row) for row in shown], next_cursor=following))
+    return as_json(OperationPage(items=[OperationRead.of(row) for row in shown], next_cursor=following))
 
 
 @router.get("/{operation_id}", response_model=OperationRead, summary="Read an operation")
@@ -116,11 +117,19 @@ async def read_operation(operation_id: OperationId, session: SessionDep) -> Resp
 )
 @requires(Permission.OPERATION_COMMAND)
 async def cancel_operation(
-    operation_id: OperationId, session: SessionDep, version: ExpectedVersion, body: Command | None = None
+    *,
+    operation_id: OperationId,
+    session: SessionDep,
+    call: CallDep,
+    version: ExpectedVersion,
+    body: Command | None = None,
 ) -> Response:
     """Stop the work; needs no live worker. One that runs is told within seconds."""
+    call.tell("cancel_operation", operation_id, body)
     ended = outcomes.operation_ended
-    return tagged(OperationRead.of(await operations.cancel(session, operation_id, ended=ended, version=version)), 202)
+    return tagged(
+        OperationRead.of(await operations.cancel(session, operation_id, ended=ended, version=version)), 202
+    )
 
 
 @router.post(
@@ -128,9 +137,15 @@ async def cancel_operation(
 )
 @requires(Permission.OPERATION_COMMAND)
 async def retry_operation(
-    operation_id: OperationId, session: SessionDep, version: ExpectedVersion, body: Command | None = None
+    *,
+    operation_id: OperationId,
+    session: SessionDep,
+    call: CallDep,
+    version: ExpectedVersion,
+    body: Command | None = None,
 ) -> Response:
     """Queue work that FAILED or was CANCELLED again, with fresh attempts."""
+    call.tell("retry_operation", operation_id, body)
     revived = outcomes.operation_revived
     row = await operations.revive(session, operation_id, revived=revived, version=version)
     return tagged(OperationRead.of(row), 202)

@@ -72,7 +72,7 @@ Newest = tuple[Moment, UUID]
 
 
 class CursorKey(Generic[Key]):
-    """How the key of one list goes into a cursor and back; ``kind`` is the type of the key, a tuple or a scalar."""
+    """How the key of one list goes into a cursor and back; ``kind`` is the type of the key."""
 
     def __init__(self, kind: Any) -> None:
         self._adapter: TypeAdapter[Key] = TypeAdapter(kind)
@@ -95,4 +95,6 @@ class CursorKey(Generic[Key]):
             text = base64.b64decode(cursor.encode("ascii") + b"==", altchars=b"-_", validate=True)
             return self._adapter.validate_json(text)
         except ValueError as error:  # also what base64, the encoding and Pydantic raise
-            raise Invalid("this cursor is not one of ours", FieldError("/query/cursor", "is no cursor")) from error
+            raise Invalid(
+                "this cursor is not one of ours", FieldError("/query/cursor", "is no cursor")
+            ) from error

@@ -26,7 +26,7 @@ NO_CONNECTOR = "it has no connector in this release"
 
 
 class PlaneRead(Shown):
-    """One device manager. ``missing`` names the setting that keeps it from being configured, else it is null."""
+    """One device manager. ``missing`` names the setting that keeps it from being configured."""
 
     plane: Plane
     title: Label | None
@@ -63,7 +63,11 @@ class PlaneCheck(PlaneRead):
     operation_id: UUID
 
 
-@router.get("", response_model=Page[PlaneRead], summary="List planes")
+class PlanePage(Page[PlaneRead]):
+    """Some planes, and where to go on."""
+
+
+@router.get("", response_model=PlanePage, summary="List planes")
 @requires(Permission.READ)
 async def list_planes(runtime: RuntimeDep, page: PageDep) -> Response:
     """Every plane this product knows by name, configured or not."""
@@ -72,7 +76,7 @@ async def list_planes(runtime: RuntimeDep, page: PageDep) -> Response:
     shown = rest[: page.limit]
     following = shown[-1] if len(rest) > page.limit else None
     items = [PlaneRead.of(plane, runtime) for plane in shown]
-    return as_json(Page[PlaneRead](items=items, next_cursor=IN_ORDER.encode(following)))
+    return as_json(PlanePage(items=items, next_cursor=IN_ORDER.encode(following)))
 
 
 @router.get("/{plane}", response_model=PlaneRead, summary="Read a plane")
@@ -92,5 +96,6 @@ async def check_plane(
     if shown.missing is not None:
         detail = f"{plane.value} is not configured"
         raise PlaneNotConfigured(detail, FieldError("/path/plane", shown.missing))
+    call.tell("check_plane", plane.value, body)
     started = await planes.request_check(session, plane, correlation_id=call.correlation_id)
     return as_json(PlaneCheck(**shown.model_dump(), operation_id=started), 202)

@@ -3,27 +3,26 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
 
-import structlog
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
-from starlette.types import ExceptionHandler, Scope
+from starlette.types import Scope
 
-from app import errors
+from app import errors, telemetry
 from app.errors import ControlPlaneError, FieldError, Invalid, Unavailable
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
@@ -65,24 +64,7 @@ class ProblemField(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it. ``code`` is stable; ``errors`` names each field of an invalid input."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:eucora:problem:target_not_set",
-                    "title": "Unprocessable Entity",
-                    "status": 422,
-                    "detail": "a lane has no target",
-                    "instance": "/api/v1/deployments",
-                    "code": "target_not_set",
-                    "correlation_id": "0199c0de-0000-7000-8000-000000000001",
-                    "errors": [{"pointer": "/planes/0", "detail": "intune has no target for PILOT: set it first"}],
-                }
-            ]
-        }
-    )
+    """What went wrong (RFC 9457). ``code`` is stable; ``errors`` names each field of an invalid input."""
 
     type: Annotated[str, Field(max_length=200)]
     title: Annotated[str, Field(max_length=200)]
@@ -156,11 +138,11 @@ def allowed_methods(request: Request) -> set[str]:
 
 async def invalid_input(request: Request, error: RequestValidationError) -> Response:
     """Parameters or a body that break their schema."""
-    wrong = [FieldError(pointer(each["loc"], error.body), _words(each)) for each in error.errors()[:MAX_ERRORS]]
+    wrong = [
+        FieldError(pointer(each["loc"], error.body), _words(each)) for each in error.errors()[:MAX_ERRORS]
+    ]
     detail = "the request breaks a rule" if len(wrong) == 1 else "the request breaks some rules"
-    return problem(
-        request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail, code=Invalid.code, errors=wrong
-    )
+    return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail, code=Invalid.code, errors=wrong)
 
 
 def _words(wrong: Mapping[str, Any]) -> str:
@@ -173,7 +155,7 @@ def _words(wrong: Mapping[str, Any]) -> str:
 def pointer(location: Sequence[str | int], body: Any) -> str:
     """Where in the request Pydantic's ``location`` is.
 
-    Pydantic puts the tag of a union and ``[key]`` into a location; neither is in the body, so both are left out.
+    Pydantic puts the tag of a union and ``[key]`` into a location; neither is in the body: left out.
     """
     place, *steps = location
     if place != "body":
@@ -216,7 +198,7 @@ async def database_problem(request: Request, error: Exception) -> Response:
 
 
 def is_temporary(error: Exception) -> bool:
-    """Whether the same statement may succeed later. ``OSError``: what a refused or reset connection raises."""
+    """Whether the same statement may succeed later. A refused or reset connection raises ``OSError``."""
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, OSError)):
         return True
     if not isinstance(error, DBAPIError):
@@ -225,10 +207,10 @@ def is_temporary(error: Exception) -> bool:
     return error.connection_invalidated or state.startswith(TEMPORARY_SQLSTATES)
 
 
-HANDLERS: Mapping[type[Exception], ExceptionHandler] = {
-    ControlPlaneError: domain_problem,  # type: ignore[dict-item]  # Starlette types handlers by the root Exception
-    HTTPException: http_problem,  # type: ignore[dict-item]
-    RequestValidationError: invalid_input,  # type: ignore[dict-item]
+HANDLERS: Mapping[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    ControlPlaneError: domain_problem,
+    HTTPException: http_problem,
+    RequestValidationError: invalid_input,
     DBAPIError: database_problem,
     PoolTimeout: database_problem,
     OSError: database_problem,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every route does around its handler: admission, strict input, safe repeats; and how that is documented."""
+"""What every route does around its handler: admission, strict input, safe repeats; and its document."""
 
 import hashlib
 import re
@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from fastapi import params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -37,12 +36,14 @@ BEARER = re.compile(r"bearer +([\x21-\x7e]{1,500}) *", re.IGNORECASE)
 KEPT_HEADERS = ("location", "etag")
 """Response headers that belong to an answer and are stored with it."""
 
+BODIES: tuple[set[str], ...] = ({"POST"}, {"PUT"})
+
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a handler declares: who may call it, and whether an ``Idempotency-Key`` must come with the call."""
+    """What a handler declares: who may call it, and whether it must carry an ``Idempotency-Key``."""
 
     permission: Permission
     key_required: bool = False
@@ -76,7 +77,7 @@ class Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's handler with what comes before and after it."""
         handler, rules, query = super().get_route_handler(), self.rules, self.parameters(params.Query)
-        has_body, is_post = self.methods <= {"POST", "PUT"}, self.methods == {"POST"}
+        has_body, is_post = self.methods in BODIES, self.methods == {"POST"}
 
         async def handle(given: Request) -> Response:
             request = StrictRequest(given.scope, given.receive)
@@ -104,17 +105,20 @@ class Route(APIRoute):
             found |= {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE}
         if self.param_convertors:
             found |= {HTTPStatus.NOT_FOUND}
-        if self.methods <= {"POST", "PUT"}:
+        if self.methods in BODIES:
             found |= {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
             found |= {HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
         if self.methods == {"POST"}:
             found |= {HTTPStatus.CONFLICT}
-        if "if-match" in self.parameters(params.Header):
+        if "If-Match" in self.parameters(params.Header):
             found |= {HTTPStatus.PRECONDITION_FAILED}
         return sorted(found)
 
     def _extra_document(self) -> dict[str, Any]:
-        extra: dict[str, Any] = {"x-permission": self.rules.permission.value, "parameters": [CORRELATION_HEADER]}
+        extra: dict[str, Any] = {
+            "x-permission": self.rules.permission.value,
+            "parameters": [CORRELATION_HEADER],
+        }
         if self.rules.permission is not Permission.PUBLIC:
             extra["security"] = [{"bearer": []}]
         if self.methods == {"POST"}:
@@ -197,12 +201,16 @@ def request_key(request: Request, actor: Actor, raw: bytes, rules: Rules) -> Req
 async def answer_once(
     handler: Callable[[Request], Awaitable[Response]], request: Request, call: Call
 ) -> Response:
-    """The handler's answer, stored in its own transaction if the request has a key; or the one stored before."""
+    """The handler's answer, stored in its transaction if the request has a key; or the one stored before."""
     try:
         response = await handler(request)
     except Replayed as replayed:
         return replay(replayed.answer)
-    if call.key is not None and call.session is not None and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+    if (
+        call.key is not None
+        and call.session is not None
+        and response.status_code < HTTPStatus.MULTIPLE_CHOICES
+    ):
         headers = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
         answer = StoredAnswer(response.status_code, headers, bytes(response.body))
         if not await idempotency.keep(call.session, call.key, answer):
@@ -230,7 +238,7 @@ CORRELATION_HEADER: dict[str, Any] = {
 KEY_HEADER: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "The same key, caller and body get the stored answer again, with `Idempotency-Replayed: true`.",
+    "description": "The same key, caller and body get the stored answer, with `Idempotency-Replayed: true`.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
     "example": "firefox-143.0.1-pilot",
 }

@@ -5,13 +5,14 @@ import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Protocol
-from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
+)
 MAX_COUNT = 2_000_000_000
 MAX_VERSION = 2_147_483_647
 
@@ -19,7 +20,9 @@ MAX_VERSION = 2_147_483_647
 def _is_instant(value: Any) -> Any:
     if isinstance(value, str) and RFC_3339.fullmatch(value):
         return value
-    raise PydanticCustomError("instant", "must be an instant with its offset, as 2027-01-31T08:00:00Z (RFC 3339)")
+    raise PydanticCustomError(
+        "instant", "must be an instant with its offset, as 2027-01-31T08:00:00Z (RFC 3339)"
+    )
 
 
 def _as_utc(at: datetime) -> datetime:
@@ -84,9 +87,12 @@ class Command(Given):
 class Versioned(Protocol):
     """An answer about a resource that has a version."""
 
-    version: int
+    @property
+    def version(self) -> int:
+        """Rises with status, flags or plan."""
+        ...
 
-    def model_dump_json(self) -> str:
+    def model_dump_json(self, *, by_alias: bool) -> str:
         """The answer's body."""
         ...
 
@@ -96,15 +102,9 @@ def tagged(resource: Versioned, status: int = 200, *, location: str | None = Non
     headers = {"ETag": f'"{resource.version}"'}
     if location is not None:
         headers["Location"] = location
-    return Response(resource.model_dump_json(), status, headers, "application/json")
+    return Response(resource.model_dump_json(by_alias=True), status, headers, "application/json")
 
 
 def as_json(shown: BaseModel, status: int = 200) -> Response:
     """An answer without a version of its own: a page, a list."""
-    return Response(shown.model_dump_json(), status, media_type="application/json")
-
-
-class Started(Shown):
-    """Work that was started and goes on after the answer."""
-
-    operation_id: UUID | None
+    return Response(shown.model_dump_json(by_alias=True), status, media_type="application/json")

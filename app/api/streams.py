@@ -26,7 +26,7 @@ BATCH = 500
 
 
 class Watcher:
-    """One open stream: the events it has not sent yet, and how far it was fed. None in the queue is the end."""
+    """One open stream: the events not sent yet, and how far it was fed. None in the queue is the end."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -114,12 +114,15 @@ class EventStream(StreamingResponse):
     """Server-sent events of one deployment; the id of each is its sequence, so that a client may resume."""
 
     def __init__(self, streams: EventStreams, deployment_id: UUID, after: int, render: Render) -> None:
-        super().__init__(self._messages(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        super().__init__(
+            self._messages(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
         self._watching = streams.watching(deployment_id, after)
         self._render = render
         self._watcher: Watcher | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the history ends or the client goes."""
         with self._watching as self._watcher:
             await super().__call__(scope, receive, send)
 

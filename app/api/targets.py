@@ -44,18 +44,22 @@ class TargetRead(Shown):
 
 
 class TargetSet(TargetRead):
-    """The target after it was set; ``operation_id`` counts its devices, null if that is not needed or not possible."""
+    """The target after it was set; ``operation_id`` counts its devices, if that is needed and possible."""
 
     operation_id: UUID | None = None
 
 
-@router.get("", response_model=Page[TargetRead], summary="List targets")
+class TargetPage(Page[TargetRead]):
+    """Some targets, and where to go on."""
+
+
+@router.get("", response_model=TargetPage, summary="List targets")
 @requires(Permission.READ)
 async def list_targets(session: SessionDep, page: PageDep) -> Response:
     """Every target that is set, by plane and ring."""
     rows, following = await targets.page(session, after=BY_LANE.decode(page.cursor), limit=page.limit)
     items = [TargetRead.model_validate(row) for row in rows]
-    return as_json(Page[TargetRead](items=items, next_cursor=BY_LANE.encode(following)))
+    return as_json(TargetPage(items=items, next_cursor=BY_LANE.encode(following)))
 
 
 @router.get("/{plane}/{ring}", response_model=TargetRead, summary="Read a target")
@@ -68,6 +72,7 @@ async def read_target(plane: Plane, ring: Ring, session: SessionDep) -> Response
 @router.put("/{plane}/{ring}", response_model=TargetSet, summary="Set a target")
 @requires(Permission.TARGET_WRITE)
 async def put_target(
+    *,
     plane: Plane,
     ring: Ring,
     body: TargetPut,

@@ -27,7 +27,7 @@ def record(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> Event:
-    """Add the next event. The caller holds the deployment's row lock, which is what keeps the sequence without gaps."""
+    """Add the next event. The caller holds the deployment's row lock, so the sequence has no gaps."""
     deployment.event_sequence += 1
     event = Event(
         deployment_id=deployment.id,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ring targets: which devices a ring means on a plane, and how many there were when they were last counted."""
+"""Ring targets: which devices a ring means on a plane, and how many there were when last counted."""
 
 from collections.abc import Sequence
 from datetime import datetime

@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app.api.deployments import EXAMPLE
 from app.api.dependencies import Service
+from app.api.examples import DEPLOYMENT_CREATE
 from app.connectors.contract import Plane, Target, TargetKind
 from app.domain import accounts, targets
 from app.main import create_app
@@ -121,7 +121,7 @@ async def set_targets(runtime: Runtime) -> None:
 
 def intent(**changes: Any) -> dict[str, Any]:
     """The documented example with some fields changed; a field set to ``...`` is left out."""
-    body = {**copy.deepcopy(EXAMPLE), **changes}
+    body = {**copy.deepcopy(DEPLOYMENT_CREATE), **changes}
     return {name: value for name, value in body.items() if value is not ...}
 
 

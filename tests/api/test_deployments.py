@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Submitting, reading and commanding deployments."""
 
-from typing import Any
-
 import httpx
-import pytest
 
 from app.api.deployments import DeploymentRead
-from app.runtime import Runtime
-from tests.api.conftest import Submit, intent, key, pointers, problem
+from tests.api.conftest import intent, key
 
 
-async def test_a_submission_is_answered_with_what_is_stored(client: httpx.AsyncClient, all_targets: None) -> None:
+async def test_a_submission_is_answered_with_what_is_stored(
+    client: httpx.AsyncClient, all_targets: None
+) -> None:
     response = await client.post("/deployments", json=intent(), headers=key())
 
     assert response.status_code == 202
