@@ -135,9 +135,12 @@ def open_redis(url: str) -> ArqRedis:
         Invalid: the URL is none.
     """
     address = parse_redis_url(url)
-    if address.service is not None:
-        return _through_sentinels(address)
-    return ArqRedis(_pool(address), **_serializers())
+    # from_pool has the pool closed with the client.
+    client = (
+        _through_sentinels(address) if address.service else cast(ArqRedis, ArqRedis.from_pool(_pool(address)))
+    )
+    client.job_serializer, client.job_deserializer = serialize, deserialize
+    return client
 
 
 def _limits() -> dict[str, Any]:
@@ -185,13 +188,7 @@ def _through_sentinels(address: RedisAddress) -> ArqRedis:
     client = sentinel.master_for(
         str(address.service), redis_class=ArqRedis, **_limits(), **_login(address), **tls
     )
-    for name, value in _serializers().items():
-        setattr(client, name, value)
     return cast(ArqRedis, client)
-
-
-def _serializers() -> dict[str, Any]:
-    return {"job_serializer": serialize, "job_deserializer": deserialize}
 
 
 def serialize(job: Any) -> bytes:

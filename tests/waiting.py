@@ -5,9 +5,25 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
+
+
+@overload
+async def eventually(
+    condition: Callable[[], Awaitable[T]],
+    *,
+    within: float,
+    until: Callable[[T], bool] = ...,
+    every: float = ...,
+) -> T: ...
+
+
+@overload
+async def eventually(
+    condition: Callable[[], T], *, within: float, until: Callable[[T], bool] = ..., every: float = ...
+) -> T: ...
 
 
 async def eventually(

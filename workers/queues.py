@@ -26,7 +26,7 @@ MARGIN = timedelta(seconds=30)
 """How long after our own hard limit arq would cancel: never the first to do so."""
 STARTING = 10.0
 """Seconds for which a wake-up that one worker took is hidden from the others. Claims keep them apart, so this
-only has to outlast the moment between hearing and claiming; a worker killed in it blocks the bell this long."""
+only has to outlast the moment between hearing and claiming; a worker killed in it mutes the bell so long."""
 EXPIRES = timedelta(hours=1)
 SKEW = timedelta(days=1)
 BACK_OFF = (0.1, 1.0)
@@ -43,7 +43,7 @@ def queue_key(queue: str) -> str:
 async def ring(redis: ArqRedis, due: Sequence[Due]) -> None:
     """Put the wake-ups into their queues in one pipeline: ids only, and harmless when repeated."""
     now = round(time.time() * 1000)
-    # arq hides what lies in the future of its own clock, and clocks differ. Nothing comes here before it is due.
+    # arq hides what lies in the future of its own clock, and clocks differ. Nothing here is early.
     score = now - round(SKEW.total_seconds() * 1000)
     async with redis.pipeline(transaction=False) as pipe:
         for item in due:
@@ -55,7 +55,7 @@ async def ring(redis: ArqRedis, due: Sequence[Due]) -> None:
 
 
 def bell(operation_id: UUID, fence: int) -> str:
-    """The id of a wake-up in arq. The fence makes it new after each claim, so that no old key can block it."""
+    """The id of a wake-up in arq. The fence makes it new after each claim, so no old key can block it."""
     return f"{operation_id}:{fence}"
 
 
@@ -152,7 +152,7 @@ class QueueWorker(Worker):
 
 
 class QueueLoop:
-    """One queue, heard as long as the process lives: an arq worker ends with its Redis, this makes a new one."""
+    """One queue, heard as long as the process lives; an arq worker ends with its Redis, this makes another."""
 
     def __init__(self, make: Callable[[], QueueWorker]) -> None:
         self._make = make

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from app.domain import operations
+from app.domain.operations import OperationKind, Subject
+from app.models import Operation, OperationStatus
+from app.runtime import Runtime
+from app.settings import Settings
+from tests.waiting import eventually
+from tests.workers.jobs import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(slots=True)
+class Bench:
+    """What the tests of workers ask of the database."""
+
+    runtime: Runtime
+    folder: Path
+
+    async def enqueue(
+        self, act: str = "effect", *, kind: OperationKind = OperationKind.CHECK_PLANE, **args: Any
+    ) -> UUID:
+        async with self.runtime.transaction() as session:
+            return await operations.enqueue(
+                session,
+                kind,
+                subject=Subject("plane", "intune"),
+                correlation_id=uuid4(),
+                args={"act": act, **args},
+            )
+
+    async def row(self, operation_id: UUID) -> Operation:
+        async with self.runtime.transaction() as session:
+            return await operations.get(session, operation_id)
+
+    async def until(
+        self, operation_id: UUID, *statuses: OperationStatus, within: float = 10, run: int = 0
+    ) -> Operation:
+        """Wait for one of the statuses, in its ``run``-th run or later."""
+
+        async def look() -> Operation:
+            return await self.row(operation_id)
+
+        def reached(operation: Operation) -> bool:
+            return operation.status in statuses and operation.fence >= run
+
+        return await eventually(look, until=reached, within=within)
+
+    async def ended(self, operation_id: UUID, *, within: float = 10) -> Operation:
+        return await self.until(operation_id, *operations.ENDED, within=within)
+
+    async def count(self, table: str, operation_id: UUID | None = None) -> int:
+        query = f"SELECT count(*) FROM {table}" + (" WHERE operation_id = :id" if operation_id else "")
+        async with self.runtime.autocommit() as connection:
+            return int(
+                await connection.scalar(text(query), {"id": operation_id} if operation_id else {}) or 0
+            )
+
+    async def pids(self, operation_id: UUID) -> list[int]:
+        """The processes that started the operation, in order."""
+        query = text("SELECT pid FROM runs WHERE operation_id = :id ORDER BY at")
+        async with self.runtime.autocommit() as connection:
+            return list(await connection.scalars(query, {"id": operation_id}))
+
+    def gate(self) -> Path:
+        """A file that jobs wait for; ``touch`` it to let them go on."""
+        return self.folder / f"gate-{uuid4()}"
+
+
+@pytest.fixture
+async def bench(runtime: Runtime, tmp_path: Path) -> Bench:
+    async with runtime.autocommit() as connection:
+        for table in TABLES:
+            await connection.execute(text(table))
+    return Bench(runtime, tmp_path)
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    process: asyncio.subprocess.Process
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def exited(self, within: float) -> int:
+        return await asyncio.wait_for(self.process.wait(), within)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+@dataclass(slots=True)
+class Workers:
+    """Real worker processes on the test's database and Redis."""
+
+    settings: Settings
+    folder: Path
+    started: list[WorkerProcess] = field(default_factory=list)
+
+    async def start(self, **settings: object) -> WorkerProcess:
+        """One more; ``settings`` are those of ``EUCORA_WORKER__…``, in lower case."""
+        assert self.settings.database_url is not None
+        assert self.settings.redis_url is not None
+        given = {"backoff": 0.01, "completion_wait": 1.0, **settings}
+        environment = {
+            **os.environ,
+            "EUCORA_DATABASE_URL": self.settings.database_url.get_secret_value(),
+            "EUCORA_REDIS_URL": self.settings.redis_url.get_secret_value(),
+            **{f"EUCORA_WORKER__{name.upper()}": str(value) for name, value in given.items()},
+        }
+        log = self.folder / f"worker-{len(self.started)}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.workers.jobs"),
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+        worker = WorkerProcess(process, log)
+        self.started.append(worker)
+        await eventually(lambda: "worker_started" in worker.said() or process.returncode, within=20)
+        assert process.returncode is None, worker.said()
+        return worker
+
+    async def stop(self) -> None:
+        for worker in self.started:
+            if worker.process.returncode is None:
+                worker.process.kill()
+            await worker.process.wait()
+
+
+@pytest.fixture
+async def workers(settings: Settings, tmp_path: Path) -> AsyncIterator[Workers]:
+    workers = Workers(settings, tmp_path)
+    yield workers
+    await workers.stop()
+    for worker in workers.started:  # shown by pytest when the test has failed
+        print(worker.log.read_text())  # noqa: T201

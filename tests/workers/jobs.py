@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker process whose jobs do what ``args`` say and leave traces in the test's own tables.
+
+``runs`` has a row for each start, whoever may write; ``effects_of_jobs`` one for each permitted effect.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+import uvloop
+from sqlalchemy import text
+
+from app import telemetry
+from app.domain.operations import OperationKind
+from app.resilience.errors import BreakerOpen, PermanentError, TransientError
+from app.settings import Settings
+from tests.waiting import eventually
+from workers.context import Again, Done, Job, JobFunction, Outcome
+from workers.main import main
+
+TABLES = (
+    "CREATE TABLE runs (operation_id uuid, pid int, attempt int, at timestamptz DEFAULT clock_timestamp())",
+    "CREATE TABLE effects_of_jobs (operation_id uuid, pid int)",
+)
+Values = Mapping[str, Any]
+
+
+async def note(job: Job) -> None:
+    async with job.runtime.autocommit() as connection:
+        statement = text("INSERT INTO runs (operation_id, pid, attempt) VALUES (:id, :pid, :attempt)")
+        values = {"id": job.claimed.id, "pid": os.getpid(), "attempt": job.claimed.attempt}
+        await connection.execute(statement, values)
+
+
+async def take_effect(job: Job) -> None:
+    async with job.transaction() as session:
+        statement = text("INSERT INTO effects_of_jobs VALUES (:id, :pid)")
+        await session.execute(statement, {"id": job.claimed.id, "pid": os.getpid()})
+
+
+async def wait_for_gate(job: Job) -> None:
+    gate = job.claimed.args["gate"]
+    await eventually(lambda: os.path.exists(gate), within=120)  # noqa: PTH110 - a file is the signal
+
+
+async def do(job: Job) -> Outcome:
+    await note(job)
+    return await ACTS[job.claimed.args.get("act", "effect")](job)
+
+
+async def effect(job: Job) -> Outcome:
+    await take_effect(job)
+    return Done({"pid": os.getpid()})
+
+
+async def gated(job: Job) -> Outcome:
+    await wait_for_gate(job)
+    return await effect(job)
+
+
+async def deaf(job: Job) -> Outcome:
+    """Goes on whatever happens, as a job with a bad ``except`` would."""
+    while True:
+        try:
+            await wait_for_gate(job)
+        except asyncio.CancelledError:
+            continue
+        return await effect(job)
+
+
+async def careful(job: Job) -> Outcome:
+    """Checks before its call outside that the work is still its own."""
+    await wait_for_gate(job)
+    await job.still_mine()
+    return await effect(job)
+
+
+async def twice(job: Job) -> Outcome:
+    await take_effect(job)
+    async with job.runtime.autocommit() as connection:
+        query = text("SELECT count(*) FROM effects_of_jobs WHERE operation_id = :id")
+        number = await connection.scalar(query, {"id": job.claimed.id})
+    return Done({"effects": number}) if number == 2 else Again(timedelta(milliseconds=10), "one more")
+
+
+async def out_of_service(_: Job) -> Outcome:
+    raise TransientError("503 Service Unavailable", service="intune", status=503)
+
+
+async def refused(_: Job) -> Outcome:
+    raise PermanentError("400 Bad Request", service="intune", status=400)
+
+
+async def kept_away(_: Job) -> Outcome:
+    raise BreakerOpen("the breaker is open", service="intune", retry_after=0.01)
+
+
+async def broken(_: Job) -> Outcome:
+    raise KeyError("Bearer abcdefgh12345678")
+
+
+async def exits(_: Job) -> Outcome:
+    raise SystemExit(3)
+
+
+async def dies(_: Job) -> Outcome:
+    os._exit(9)
+
+
+async def unwritable(_: Job) -> Outcome:
+    return Done({"at": object()})
+
+
+async def endless(_: Job) -> Outcome:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+ACTS: Mapping[str, Callable[[Job], Awaitable[Outcome]]] = {
+    act.__name__: act
+    for act in (
+        *(effect, gated, deaf, careful, twice, out_of_service, refused),
+        *(kept_away, broken, exits, dies, unwritable, endless),
+    )
+}
+JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(dict.fromkeys(OperationKind, do))
+
+
+if __name__ == "__main__":
+    settings = Settings()
+    telemetry.setup(process="worker", level=settings.log_level)
+    uvloop.run(main(settings, JOBS))
