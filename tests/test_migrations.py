@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migrations go up, down and up again, and make exactly what the models say."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+import migrations
+from app.models import Base
+
+TABLES = {table.name for table in Base.metadata.sorted_tables}
+
+
+@pytest.fixture
+async def engine(database_url: str) -> Any:
+    """A migrated database of the test's own."""
+    engine = create_async_engine(
+        make_url(database_url).set(drivername="postgresql+asyncpg"), poolclass=NullPool
+    )
+    yield engine
+    await engine.dispose()
+
+
+def alembic_config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(next(iter(migrations.__path__))))
+    config.attributes["connection"] = connection
+    return config
+
+
+async def run(engine: AsyncEngine, step: Any, revision: str) -> None:
+    async with engine.connect() as connection:
+        await connection.run_sync(lambda sync: step(alembic_config(sync), revision))
+        await connection.commit()
+
+
+async def tables(engine: AsyncEngine) -> set[str]:
+    query = text(
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+    )
+    async with engine.connect() as connection:
+        return set(await connection.scalars(query))
+
+
+async def types(engine: AsyncEngine) -> set[str]:
+    async with engine.connect() as connection:
+        return set(await connection.scalars(text("SELECT typname FROM pg_type WHERE typtype = 'e'")))
+
+
+async def test_migrations_go_down_to_nothing_and_up_again(engine: AsyncEngine) -> None:
+    assert await tables(engine) == TABLES
+
+    await run(engine, command.downgrade, "base")
+    assert (await tables(engine), await types(engine)) == (set(), set())
+
+    await run(engine, command.upgrade, "head")
+    assert await tables(engine) == TABLES
+
+
+async def test_each_revision_can_be_taken_back_and_done_again(engine: AsyncEngine) -> None:
+    script = ScriptDirectory(str(next(iter(migrations.__path__))))
+    for revision in script.walk_revisions():
+        await run(engine, command.downgrade, str(revision.down_revision or "base"))
+        await run(engine, command.upgrade, revision.revision)
+        await run(engine, command.downgrade, str(revision.down_revision or "base"))
+
+
+async def test_models_and_migrations_agree(engine: AsyncEngine) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        options = {"compare_type": True, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+def constraints() -> Iterator[tuple[str, str | None]]:
+    for table in Base.metadata.sorted_tables:
+        for item in [*table.constraints, *table.indexes]:
+            yield table.name, str(item.name) if item.name else None
+
+
+def test_every_constraint_and_index_has_a_name() -> None:
+    assert [table for table, name in constraints() if not name] == []
+
+
+async def test_there_is_one_head() -> None:
+    assert len(ScriptDirectory(str(next(iter(migrations.__path__)))).get_heads()) == 1
