@@ -4,6 +4,7 @@
 import asyncio
 import socket
 import ssl
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum
 from http import HTTPStatus
@@ -194,6 +195,11 @@ def _seconds(value: str) -> float | None:
 
 def _seconds_until(value: str, served_at: str) -> float | None:
     try:
-        return (parsedate_to_datetime(value) - parsedate_to_datetime(served_at)).total_seconds()
+        return (_instant(value) - _instant(served_at)).total_seconds()
     except (TypeError, ValueError):
         return None
+
+
+def _instant(value: str) -> datetime:
+    """One of the three forms of an HTTP date; all are in UTC, though the oldest does not say so."""
+    return parsedate_to_datetime(value).replace(tzinfo=UTC)

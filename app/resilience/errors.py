@@ -100,7 +100,7 @@ class Throttled(Deferral):
 
 
 class NotConfigured(Deferral):
-    """This process has no settings for the service: somebody has to set it up."""
+    """The process has no settings for the service: somebody has to set it up."""
 
     code = "plane_not_configured"
 

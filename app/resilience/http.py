@@ -126,6 +126,7 @@ class ResilientClient(httpx.AsyncClient):
         if self.is_closed:
             raise RuntimeError(f"the client of {self.service} is closed")
         options = CallOptions.of(request, self._profile)
+        await request.aread()  # it may have to be sent again
         request.headers.setdefault("X-Correlation-ID", self._correlation_id() or str(uuid4()))
         if self._token_source is not None and self._is_at_home(request.url):
             await self._token_source.token()  # outside the guard: its troubles are not this service's
@@ -286,7 +287,7 @@ def _with_token(request: httpx.Request, token: SecretStr) -> httpx.Request:
     headers = httpx.Headers(request.headers)
     headers["Authorization"] = f"Bearer {token.get_secret_value()}"
     return httpx.Request(
-        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+        request.method, request.url, headers=headers, content=request.content, extensions=request.extensions
     )
 
 
