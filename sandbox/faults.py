@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,6 +119,8 @@ async def play(
 
 def error_answer(fault: Fault, status: int, error: ErrorAnswer) -> Answer:
     """The answer in place of the real one: the vendor's error body, or the body that the fault brings."""
+    if status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+        return Answer(status)  # HTTP allows these no body
     response = error(status) if fault.body is None else Response(fault.body, status)
     given = {name.lower().encode() for name in fault.headers}
     headers = [(name, value) for name, value in response.raw_headers if name not in given]

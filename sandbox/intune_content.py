@@ -240,7 +240,11 @@ class Contents:
         verdict = await asyncio.to_thread(what_is_wrong, paths, file)
         if file["id"] not in self._files:
             return
-        self._files.put(file["id"], {**self._files[file["id"]], "verdict": verdict})
+        known = self._files[file["id"]]
+        commit = (
+            known["commit"] if verdict else {"ready": known["commit"]["ready"]}
+        )  # good keys are forgotten
+        self._files.put(file["id"], {**known, "commit": commit, "verdict": verdict})
         if not verdict:
             await asyncio.to_thread(shutil.rmtree, folder)
 

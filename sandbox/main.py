@@ -24,6 +24,7 @@ from sandbox.plane import MakeVendor, Plane, PlaneApp
 
 PLANES: dict[str, MakeVendor] = {"intune": Intune}
 FLUSH_SECONDS = 0.2
+KEEP_ALIVE_SECONDS = 75  # longer than any client keeps one, so that no connection ends under a request
 
 
 def create_app(
@@ -89,6 +90,7 @@ def server(app: ASGIApp, *, port: int = 0) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=3,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     )
 

@@ -133,6 +133,14 @@ def test_a_status_after_the_deed_replaces_the_answer(tenant: Tenant) -> None:
     assert names(tenant) == ["Thing"]
 
 
+def test_a_status_that_allows_no_body_has_none(tenant: Tenant) -> None:
+    tenant.fault(status=204)
+
+    answers = [tenant.graph.get("/organization") for _ in range(2)]
+
+    assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
+
+
 @pytest.mark.parametrize("status", [None, 500])
 def test_half_a_body_ends_in_the_middle(tenant: Tenant, status: int | None) -> None:
     tenant.fault(path="/organization", half_body=True, status=status)

@@ -127,8 +127,10 @@ def test_a_page_of_a_ring_of_100000_devices_is_worked_out_alone(clock: Clock) ->
     page = list(fleet.lives("Thing", "GLOBAL", list(fleet.devices("GLOBAL", skip=50_000, top=1000))))
     took = time.perf_counter() - started
 
+    started = time.perf_counter()
     everybody = list(fleet.lives("Thing", "GLOBAL", list(fleet.devices("GLOBAL"))))
+    took_all = time.perf_counter() - started
     assert [life.steps for life in everybody[50_000:51_000]] == [life.steps for life in page]
     assert sum(life.installed is not None for life in everybody) == 97_000
     assert sum(bool(life.failed) for life in everybody) == 1_000
-    assert took < 1.0
+    assert took < took_all / 10

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assignments as Intune keeps them, what the fleet makes of them, and what reports and control say of it."""
 
+import json
 from collections import Counter
 from datetime import datetime
 from typing import Any
 
 import pytest
 
+from tests.sandbox.contract import ABSENT, FOLDER
 from tests.sandbox.tenant import APPS, REPORT, Clock, Tenant, assignment
 
 SETTLED = 4.0  # seconds; the slowest device checks in after 3
@@ -323,6 +325,22 @@ def test_a_report_is_a_byte_stream_of_at_most_1000_rows(tenant: Tenant, clock: C
     assert answer.headers["content-type"] == "application/octet-stream"
     assert (answer.json()["TotalRowCount"], len(answer.json()["Values"])) == (1200, 1000)
     assert answer.json()["SessionId"] == ""
+
+
+def test_a_report_has_the_form_of_the_vendors_example(tenant: Tenant) -> None:
+    path = FOLDER / "intune-reports.examples.json"
+    if not path.exists():
+        pytest.skip(ABSENT)
+    example = json.loads(path.read_text())["retrieveDeviceAppInstallationStatusReport"]
+    expected = example["response"]["body"]
+
+    answer = tenant.graph.post(REPORT, json=example["request"]["body"])
+
+    assert answer.headers["content-type"] == example["response"]["headers"]["Content-Type"]
+    assert answer.json().keys() == expected.keys()
+    assert [column for column in answer.json()["Schema"] if column in expected["Schema"]] == expected[
+        "Schema"
+    ]
 
 
 @pytest.mark.parametrize(
