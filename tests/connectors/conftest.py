@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sandbox of the test's own, watched and held against the contract, and connectors to it."""
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from app.connectors import catalogue
+from app.connectors.contract import App, Assignment, Plane, Target, TargetKind
+from app.connectors.intune import Intune, IntuneSettings
+from app.connectors.packages import PACKAGE
+from app.connectors.services import Services
+from app.connectors.sources import FileRules
+from app.resilience import RetryProfile
+from sandbox.main import create_app, serving
+from tests.connectors import contract_check
+from tests.connectors.contract_check import Recorder, problems
+
+SCALE = 0.05
+BLOCK = 4096
+QUICK = RetryProfile(attempts=3, shortest=0.01, longest=0.03, attempt_timeout=5.0, total=20.0)
+
+
+@dataclass
+class Sandbox:
+    """One sandbox process' worth of Intune: its address, its clock, its control."""
+
+    url: str
+    recorder: Recorder
+    ahead: list[float]
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass at the sandbox."""
+        self.ahead[0] += seconds
+
+    def control(self, method: str, what: str, body: object = None) -> Any:
+        answer = self.http.request(method, f"{self.url}/intune/_sandbox/{what}", json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def faults(self, *items: dict[str, Any], **switches: Any) -> None:
+        self.recorder.staged = bool(items)
+        self.control("PUT", "faults", {"items": list(items), **switches})
+
+    def group(self, ring: str = "CANARY") -> Target:
+        return Target(TargetKind.GROUP, self.control("GET", "fleet")["rings"][ring]["group_id"])
+
+    def counts(self) -> dict[str, int]:
+        counted: dict[str, int] = self.control("GET", "requests")["counts"]
+        return counted
+
+    def mutations(self) -> list[dict[str, Any]]:
+        return list(self.control("GET", "requests")["mutations"])
+
+    def objects(self, kind: str) -> list[dict[str, Any]]:
+        return [item for item in self.control("GET", "objects") if item["type"] == kind]
+
+    def as_neighbour(self, method: str, path: str, body: object = None) -> Any:
+        """What somebody else in the same tenant does."""
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": "neighbour",
+            "client_secret": "neighbour-secret",
+            "scope": "https://graph.microsoft.com/.default",
+        }
+        token = self.http.post(f"{self.url}/intune/oauth2/v2.0/token", data=form).json()["access_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = self.http.request(method, f"{self.url}/intune/v1.0{path}", json=body, headers=headers)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Served over a real socket; at the end every exchange with Graph must have been one the contract allows."""
+    ahead = [0.0]
+    recorder = Recorder(create_app(scale=SCALE, clock=lambda: time.time() + ahead[0]))
+    with serving(recorder) as url:
+        running = Sandbox(url, recorder, ahead)
+        yield running
+        running.http.close()
+    if contract_check.GRAPH.exists():
+        graph = [exchange for exchange in recorder.exchanges if exchange.path.startswith("/intune/v1.0/")]
+        told = [problem for exchange in graph if exchange.status for problem in told_of(exchange)]
+        assert told == []
+
+
+def told_of(exchange: contract_check.Exchange) -> list[str]:
+    return problems(exchange, below="/intune/v1.0")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """The folder that packages may come from."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    return folder
+
+
+Make = Callable[..., Intune]
+
+
+@pytest.fixture
+async def make(sandbox: Sandbox, tmp_path: Path, files: Path) -> AsyncIterator[Make]:
+    """Connectors to the sandbox, each with a spool of its own: another worker, elsewhere."""
+    made: list[Intune] = []
+
+    def build(*, services: dict[str, Any] | None = None, **settings: str) -> Intune:
+        folder = tmp_path / f"spool-{len(made)}"
+        options = {"files": FileRules(allowed_roots=(files,)), "profile": QUICK} | (services or {})
+        plain = {**catalogue.sandbox_settings(Plane.INTUNE, sandbox.url), "poll_interval": "0.02"}
+        checked = IntuneSettings.model_validate(plain | {"block_bytes": str(BLOCK)} | settings)
+        connector = Intune(checked, Services(spool=folder, **options))
+        made.append(connector)
+        return connector
+
+    yield build
+    for connector in made:
+        await connector.aclose()
+
+
+@pytest.fixture
+def intune(make: Make) -> Intune:
+    return make()
+
+
+MakeApp = Callable[..., App]
+
+
+@pytest.fixture
+def make_app(files: Path) -> MakeApp:
+    """Applications with a package file of their own."""
+
+    def build(name: str = "Firefox", version: str = "130.0", content: bytes = b"MZ" * 10_000, package: Any = None) -> App:
+        deployment = uuid4()
+        path = files / f"{deployment}.exe"
+        path.write_bytes(content)
+        described = {
+            "kind": "win32",
+            "uri": path.as_uri(),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "install_command": "setup.exe /S",
+            "uninstall_command": "setup.exe /x",
+            "detection": {"type": "file", "path": r"C:\Program Files\Firefox", "name": "firefox.exe", "version": "1"},
+        }
+        return App(
+            key=f"{deployment}/intune/publish",
+            marker=f"{deployment}/intune",
+            name=name,
+            version=version,
+            package=PACKAGE.validate_python(package or described),
+            correlation_id=uuid4(),
+        )
+
+    return build
+
+
+async def upload(connector: Intune, app: App, app_id: str) -> list[dict[str, Any]]:
+    """The whole upload; its checkpoints as they would be stored."""
+    return [
+        json.loads(json.dumps(progress.checkpoint)) async for progress in connector.upload(app, app_id, None)
+    ]
+
+
+async def published(connector: Intune, app: App) -> str:
+    """An application with its content in place."""
+    app_id = await connector.publish(app)
+    await upload(connector, app, app_id)
+    return app_id
+
+
+def assignment(app_id: str, target: Target, *, action: str = "assign", previous_id: str | None = None) -> Assignment:
+    """An assignment of some deployment."""
+    key = f"{uuid4()}/intune/CANARY/{action}"
+    return Assignment(key=key, external_id=app_id, target=target, correlation_id=uuid4(), previous_id=previous_id)
