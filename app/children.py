@@ -104,7 +104,7 @@ class Child:
             ChildFailed: it ended, or was not ready in time.
         """
         for folder in (self.recipe.run, self.recipe.logs):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         await stop_leftover(self.recipe.note, self._report)
         await self._launch()
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.recipe.name}")

@@ -2,7 +2,6 @@
 """The command line. Each command imports what it needs when it runs, so that ``--help`` is quick."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Coroutine
@@ -103,22 +102,10 @@ def api(
     grace: Annotated[int, typer.Option(help="Seconds that open requests get at the end.")] = 20,
 ) -> None:
     """Run the API."""
-    import uvicorn
-
-    from app.main import create_app
+    from app.main import serve
 
     setproctitle("eucora api")
-    uvicorn.run(
-        create_app(Settings()),
-        host=host,
-        port=port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=grace,
-    )
+    serve(Settings(), host=host, port=port, grace=grace)
 
 
 @cli.command()
@@ -209,10 +196,9 @@ async def print_findings(settings: Settings) -> bool:
 @cli.command()
 def openapi() -> None:
     """Print the API's OpenAPI document."""
-    from app.main import create_app
+    from app.main import openapi_text
 
-    document = create_app(Settings()).openapi()
-    typer.echo(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))
+    typer.echo(openapi_text())
 
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

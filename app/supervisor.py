@@ -3,15 +3,17 @@
 
 import asyncio
 import functools
+import json
 import os
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -100,17 +102,38 @@ async def running(plan: Plan, *, report: Report) -> AsyncIterator[Installation]:
         await stop_leftovers(place.run, report)
         require_free(plan.port, "--port")
         settings = await start_servers(stack, complete(plan.settings, place), place, report)
-        await admin.migrate(database_url(settings))
-        settings = await start_sandbox(stack, plan, settings, place, report)
+        settings = await prepare(stack, plan, settings, place, report)
         recipes = [worker_recipe(place, settings, number) for number in range(1, plan.workers + 1)]
         workers = [Child(recipe, report=report) for recipe in recipes]
         api = Child(api_recipe(place, settings, plan.port), report=report)
-        stack.push_async_callback(stop_all, workers)
-        stack.push_async_callback(api.stop)
-        await start_all([api, *workers])
+        await start_in(stack, [workers, [api]])
         yield Installation(
             url=f"http://{HOST}:{plan.port}", token=token_of(settings), settings=settings, place=place
         )
+
+
+async def start_in(
+    stack: AsyncExitStack, groups: Sequence[Sequence[Child]], *alongside: Coroutine[Any, Any, None]
+) -> None:
+    """Start all children, and do something else, at once; the stack stops group by group, the last one first.
+
+    Raises:
+        ChildFailed: one did not start.
+    """
+    for group in groups:
+        stack.push_async_callback(stop_together, group)
+    starts = [child.start() for group in groups for child in group]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for work in (*alongside, *starts):
+                tasks.create_task(work)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+
+
+async def stop_together(children: Sequence[Child]) -> None:
+    """Stop them at once."""
+    await asyncio.gather(*(child.stop() for child in children))
 
 
 def complete(settings: Settings, place: DataFolder) -> Settings:
@@ -148,19 +171,19 @@ async def start_servers(
     return settings
 
 
-async def start_sandbox(
+async def prepare(
     stack: AsyncExitStack, plan: Plan, settings: Settings, place: DataFolder, report: Report
 ) -> Settings:
-    """Start the sandbox, unless a plane is configured or the settings name one; store its targets."""
-    if settings.planes:
-        return settings
-    if settings.sandbox_url is None:
+    """Migrate; start the sandbox unless a plane is configured or the settings name one; set targets."""
+    url = database_url(settings)
+    children: list[Child] = []
+    if not settings.planes and settings.sandbox_url is None:
         port = sandbox_port(place.path / "sandbox-port", plan.sandbox_port)
-        sandbox = Child(sandbox_recipe(place, settings, port), report=report)
-        stack.push_async_callback(sandbox.stop)
-        await sandbox.start()
+        children = [Child(sandbox_recipe(place, settings, port), report=report)]
         settings = settings.model_copy(update={"sandbox_url": f"http://{HOST}:{port}"})
-    await store_sandbox_targets(database_url(settings), str(settings.sandbox_url))
+    await start_in(stack, [children], admin.migrate(url))
+    if not settings.planes and settings.sandbox_url:
+        await store_sandbox_targets(url, settings.sandbox_url)
     return settings
 
 
@@ -249,7 +272,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "EUCORA_SANDBOX_URL": settings.sandbox_url,
         "EUCORA_DATA_DIR": settings.data_dir,
         "EUCORA_GATE_POLICY": settings.gate_policy,
-        "EUCORA_WORKER__COMPLETION_WAIT": settings.worker.completion_wait,
+        "EUCORA_WORKER": settings.worker.model_dump_json(),
+        "EUCORA_BREAKERS": json.dumps({name: part.model_dump() for name, part in settings.breakers.items()}),
     }
     root = str(Path(app.__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -276,21 +300,6 @@ async def http_answers(port: int, path: str) -> bool:
     finally:
         writer.close()
     return status.startswith(b"HTTP/1.1 2")
-
-
-async def start_all(children: Sequence[Child]) -> None:
-    """Start them together; the first failure ends the others' start."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for child in children:
-                group.create_task(child.start())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
-
-
-async def stop_all(children: Sequence[Child]) -> None:
-    """Stop them together."""
-    await asyncio.gather(*(child.stop() for child in children))
 
 
 def greeting(installation: Installation) -> str:
