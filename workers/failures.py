@@ -92,7 +92,7 @@ def _judge_local(error: BaseException) -> Verdict | None:
         detail = "all connections to the database are in use"
         return Verdict(Action.DEFER, _database(LocalSaturation.code, detail))
     state = sqlstate(error)
-    if isinstance(error, ConnectionError | socket.gaierror | InterfaceError) or is_down(error, state):
+    if is_down(error):
         return Verdict(Action.DEFER, _database("db_down", "the database cannot be reached"))
     if state in {"57014", "55P03"}:
         return Verdict(Action.RETRY, _database("db_slow", "the database took too long"))
@@ -113,10 +113,13 @@ def sqlstate(error: BaseException) -> str | None:
     return getattr(source, "sqlstate", None)
 
 
-def is_down(error: BaseException, state: str | None) -> bool:
-    """Whether the error says that there is no PostgreSQL to talk to."""
+def is_down(error: BaseException) -> bool:
+    """Whether the error says that there is no PostgreSQL to talk to, or that the connection to it broke."""
+    if isinstance(error, ConnectionError | socket.gaierror | InterfaceError):
+        return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
+    state = sqlstate(error)
     return state is not None and (state[:2] == "08" or state in {"57P01", "57P02", "57P03", "53300"})
 
 

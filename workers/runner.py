@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
@@ -119,6 +120,14 @@ class Runner:
             await run.attend()
 
     async def _claim(self, operation_id: UUID) -> Claimed | None:
+        try:
+            return await self._try_claim(operation_id)
+        except SQLAlchemyError as error:
+            if not failures.is_down(error):
+                raise
+            return await self._try_claim(operation_id)  # the pool knows by now that its connections are dead
+
+    async def _try_claim(self, operation_id: UUID) -> Claimed | None:
         async with self.session() as session:
             lease = timedelta(seconds=self.runtime.settings.worker.lease)
             return await leases.claim(session, operation_id, owner=self.owner, lease=lease)

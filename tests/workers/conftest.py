@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from app import telemetry
 from app.domain import operations
 from app.domain.operations import OperationKind, Subject
 from app.models import Operation, OperationStatus
@@ -62,6 +63,12 @@ class Bench:
     async def ended(self, operation_id: UUID, *, within: float = 10) -> Operation:
         return await self.until(operation_id, *operations.ENDED, within=within)
 
+    async def alter(self, operation_id: UUID, change: str) -> None:
+        """What another process, or time, would have done."""
+        async with self.runtime.autocommit() as connection:
+            statement = text(f"UPDATE operations SET {change} WHERE id = :id")
+            await connection.execute(statement, {"id": operation_id})
+
     async def count(self, table: str, operation_id: UUID | None = None) -> int:
         query = f"SELECT count(*) FROM {table}" + (" WHERE operation_id = :id" if operation_id else "")
         async with self.runtime.autocommit() as connection:
@@ -80,12 +87,23 @@ class Bench:
         return self.folder / f"gate-{uuid4()}"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def logs() -> None:
+    """Log as a worker does: the default of the library draws every traceback with all its locals."""
+    telemetry.setup(process="test", stream=sys.__stderr__)
+
+
 @pytest.fixture
 async def bench(runtime: Runtime, tmp_path: Path) -> Bench:
+    await make_tables(runtime)
+    return Bench(runtime, tmp_path)
+
+
+async def make_tables(runtime: Runtime) -> None:
+    """What the jobs of these tests write down."""
     async with runtime.autocommit() as connection:
         for table in TABLES:
             await connection.execute(text(table))
-    return Bench(runtime, tmp_path)
 
 
 @dataclass(slots=True)
