@@ -212,7 +212,9 @@ async def test_a_port_or_directory_in_use_is_told(folder: Path) -> None:
 async def test_an_interrupt_during_the_start_stops_what_has_started(folder: Path) -> None:
     process = await start(folder / "data", "--port", str(free_port()))
     starting = Up(process, folder / "data", 0, "")
-    pids = await eventually(starting.pids, within=30)
+    pids = await eventually(
+        starting.pids, within=30, until=lambda pids: bool(pids) or process.returncode is not None
+    )
 
     process.send_signal(signal.SIGINT)
     await asyncio.wait_for(process.communicate(), 15)
