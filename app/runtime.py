@@ -19,6 +19,7 @@ from app.domain.gates import GatePolicy, load_policy
 from app.doorbell import Doorbell
 from app.errors import Invalid
 from app.redis import open_redis
+from app.resilience.breaker import SERVICES, BreakerPolicy, Breakers
 from app.settings import Settings
 from app.telemetry import correlation_id
 
@@ -70,8 +71,23 @@ def connector_services(settings: Settings) -> Services:
     return Services(
         spool=settings.data_dir / "spool",
         files=FileRules(settings.package_roots, allow_any_file=catalogue.is_all_sandbox(settings.planes)),
+        breakers=Breakers(policies=breaker_policies(settings)),
         correlation_id=current_correlation_id,
     )
+
+
+def breaker_policies(settings: Settings) -> dict[str, BreakerPolicy]:
+    """The policies that the settings change.
+
+    Raises:
+        Invalid: a service is not one that has a breaker.
+    """
+    if unknown := set(settings.breakers) - set(SERVICES):
+        raise Invalid(f"EUCORA_BREAKERS: no service {min(unknown)!r}; known are {', '.join(SERVICES)}")
+    return {
+        service: BreakerPolicy(policy.fail_max, policy.reset_timeout)
+        for service, policy in settings.breakers.items()
+    }
 
 
 def current_correlation_id() -> str | None:

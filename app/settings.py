@@ -61,6 +61,13 @@ class WorkerSettings(Part):
         return self
 
 
+class BreakerSettings(Part):
+    """When a service's breaker opens: after ``fail_max`` failures in a row, for ``reset_timeout`` seconds."""
+
+    fail_max: PositiveInt = 5
+    reset_timeout: PositiveFloat = 60.0
+
+
 class Settings(BaseSettings):
     """Everything that may be set from outside. A plane without settings is not configured, and says so."""
 
@@ -80,6 +87,7 @@ class Settings(BaseSettings):
     package_roots: Annotated[tuple[Path, ...] | None, NoDecode] = None
     planes: dict[str, dict[str, SecretStr]] = Field(default_factory=dict)
     sandbox_url: str | None = None
+    breakers: dict[str, BreakerSettings] = Field(default_factory=dict)
     database: DatabaseSettings = DatabaseSettings()
     worker: WorkerSettings = WorkerSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

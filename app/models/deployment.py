@@ -172,6 +172,7 @@ class RingDeployment(Base):
     """
 
     __tablename__ = "ring_deployments"
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - success_rate is read back with each update
     __table_args__ = (
         UniqueConstraint("deployment_id", "ring", "plane"),
         CheckConstraint("targeted >= 0", name="targeted"),

@@ -6,7 +6,7 @@ every caller when half-open and lets late results of old calls decide.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -17,7 +17,15 @@ from aiobreaker.state import CircuitBreakerBaseState, CircuitBreakerState
 from app.resilience.classify import Safety, Verdict, classify_exception, verdict
 from app.resilience.errors import BreakerOpen
 
-__all__ = ["SERVICES", "Breakers", "CircuitBreakerState", "Permit", "ServiceBreaker", "get_breaker"]
+__all__ = [
+    "SERVICES",
+    "BreakerPolicy",
+    "Breakers",
+    "CircuitBreakerState",
+    "Permit",
+    "ServiceBreaker",
+    "get_breaker",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,8 +53,18 @@ SERVICES = (
 )
 FAIL_MAX = 5
 RESET_TIMEOUT = 60.0
-DATABASE_RESET_TIMEOUT = 30.0
 PROBE_LEASE = 35.0
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """After how many failures in a row a breaker opens, and for how many seconds."""
+
+    fail_max: int = FAIL_MAX
+    reset_timeout: float = RESET_TIMEOUT
+
+
+DATABASE_POLICY = BreakerPolicy(reset_timeout=30.0)
 
 
 @dataclass(slots=True)
@@ -217,6 +235,7 @@ class Breakers:
     """The breakers of one process, made when first asked for."""
 
     clock: Clock = time.monotonic
+    policies: Mapping[str, BreakerPolicy] = field(default_factory=dict)
     known: dict[str, ServiceBreaker] = field(default_factory=dict)
 
     def get(self, service: str) -> ServiceBreaker:
@@ -228,8 +247,10 @@ class Breakers:
         if service not in SERVICES:
             raise ValueError(f"unknown service {service!r}; known are {', '.join(SERVICES)}")
         if service not in self.known:
-            reset = DATABASE_RESET_TIMEOUT if service == "database" else RESET_TIMEOUT
-            self.known[service] = ServiceBreaker(service, reset_timeout=reset, clock=self.clock)
+            policy = self.policies.get(service, DATABASE_POLICY if service == "database" else BreakerPolicy())
+            self.known[service] = ServiceBreaker(
+                service, fail_max=policy.fail_max, reset_timeout=policy.reset_timeout, clock=self.clock
+            )
         return self.known[service]
 
 

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole installation of real processes for tests that tell stories: sandbox, API and workers on the run's servers."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app import examples, supervisor
+from app.client import Client, Json
+from app.domain.gates import DEMO
+from app.settings import BreakerSettings, Settings, WorkerSettings
+from tests.waiting import eventually
+
+FINAL = {"COMPLETED", "ROLLED_BACK", "FAILED"}
+
+FLEET: Json = {
+    "seed": 7,
+    "rings": {
+        ring: {"devices": devices, "fail": 0.0, "offline": 0.0, "delay": [0.05, 0.4]}
+        for ring, devices in {"LAB": 10, "CANARY": 60, "PILOT": 40, "DEPARTMENT": 30, "GLOBAL": 20}.items()
+    },
+    "apps": {},
+}
+
+
+def quick_policy(folder: Path) -> str:
+    """A gate policy file with the demo's rates and clocks of fractions of a second."""
+    document = DEMO.to_json() | {"name": "quick", "measure_first": 0.2, "measure_later": 0.2}
+    for gate in document["gates"].values():
+        gate["soak"] = min(gate["soak"], 0.4)
+    path = folder / "quick-policy.json"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a story plays in: the API's client, the sandbox's control, and the processes."""
+
+    client: Client
+    sandbox: httpx.AsyncClient
+    installation: supervisor.Installation
+    folder: Path
+
+    async def submit(self, **overrides: Any) -> Json:
+        """Submit the Firefox example with overrides; ``package`` is merged."""
+        intent = json.loads(examples.make("firefox", self.folder / "packages").read_text())
+        package = overrides.pop("package", {})
+        return await self.client.post(
+            "/deployments", intent | {"package": intent["package"] | package} | overrides
+        )
+
+    async def ended(self, deployment: Json, *, within: float = 40, into: set[str] = FINAL) -> Json:
+        """The deployment once it is in one of these states."""
+        return await eventually(
+            lambda: self.client.deployment(deployment["id"]),
+            within=within,
+            until=lambda now: now["status"] in into,
+            every=0.1,
+        )
+
+    async def fleet(self, **document: Any) -> None:
+        """Change the fleet's plan."""
+        (await self.sandbox.put("/fleet", json=FLEET | document)).raise_for_status()
+
+    async def faults(self, *items: Mapping[str, Any]) -> None:
+        """Have these faults happen; none heals."""
+        (await self.sandbox.put("/faults", json={"items": list(items)})).raise_for_status()
+
+    async def requests(self) -> Json:
+        """What reached the plane."""
+        body: Json = (await self.sandbox.get("/requests")).raise_for_status().json()
+        return body
+
+    async def objects(self) -> list[Json]:
+        """What the plane holds."""
+        items: list[Json] = (await self.sandbox.get("/objects")).raise_for_status().json()
+        return items
+
+    async def devices_of(self, app_id: str) -> list[Json]:
+        """The devices that ever handled an application."""
+        answer = (await self.sandbox.get("/devices", params={"app": app_id})).raise_for_status()
+        return [device for device in answer.json()["items"] if device["history"]]
+
+    def kill_workers(self) -> list[int]:
+        """SIGKILL every worker; the supervisor starts new ones. The pids."""
+        pids = [pid for pid, title in processes_below(os.getpid()) if title.startswith("eucora worker")]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
+
+
+def processes_below(parent: int) -> list[tuple[int, str]]:
+    """Descendants of a process with their titles."""
+    children = [
+        int(pid)
+        for task in Path(f"/proc/{parent}/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    ]
+    found = []
+    for pid in children:
+        title = (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        )
+        found += [(pid, title), *processes_below(pid)]
+    return found
+
+
+@asynccontextmanager
+async def open_world(settings: Settings, folder: Path, *, workers: int = 2) -> AsyncIterator[World]:
+    """Start everything, with a small quick fleet and quick gates; stop it at the end."""
+    quick = {
+        "gate_policy": quick_policy(folder),
+        "worker": WorkerSettings(lease=4, heartbeat=1, completion_wait=3),
+        "breakers": {"intune": BreakerSettings(reset_timeout=5)},
+    }
+    own = settings.model_copy(update={"data_dir": folder / "data", **quick})
+    plan = supervisor.Plan(settings=own, port=supervisor.free_port(), workers=workers)
+    async with supervisor.running(plan, report=print) as installation:
+        control = f"{installation.settings.sandbox_url}/intune/_sandbox"
+        async with (
+            Client(installation.url, installation.token) as client,
+            httpx.AsyncClient(base_url=control, trust_env=False, timeout=30) as sandbox,
+        ):
+            world = World(client, sandbox, installation, folder)
+            await world.fleet()
+            yield world
