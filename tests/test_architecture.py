@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the house that a machine can hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.connectors.catalogue import VENDORS
+from app.domain.operations import KINDS, OperationKind
+from app.domain.rollout import DEPLOYMENT_MOVES, FINAL, LANE_MOVES
+from app.models import DeploymentStatus, LaneStatus
+from workers.main import JOBS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("app", "workers", "sandbox", "migrations", "tests")
+MOST_LINES = 400
+BANNED = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
+ONLY_IMPORTER = {
+    "aiobreaker": "app/resilience/breaker.py",
+    "tenacity": "app/resilience/retry.py",
+    "httpx_aiohttp": "app/resilience/http.py",
+}
+
+
+def sources(*packages: str) -> Iterator[Path]:
+    for package in packages:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("library", "importer"), ONLY_IMPORTER.items())
+def test_each_library_has_one_importer(library: str, importer: str) -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources("app", "workers", "sandbox")
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+
+    assert users == {importer}
+
+
+def test_no_module_is_too_long() -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources("app", "workers", "sandbox")
+    }
+
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_every_source_file_names_its_licence_first() -> None:
+    without = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources(*PACKAGES)
+        if not path.read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    ]
+
+    assert without == []
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert [path for path in sources(*PACKAGES) if path.stem in BANNED] == []
+
+
+def test_every_kind_of_operation_has_a_job_and_limits() -> None:
+    assert set(JOBS) == set(OperationKind) == set(KINDS)
+    assert {kind.value for kind in OperationKind} == {job.__name__ for job in JOBS.values()}
+
+
+def test_the_transition_tables_are_complete_and_only_final_states_end() -> None:
+    assert set(DEPLOYMENT_MOVES) == set(DeploymentStatus)
+    assert set(LANE_MOVES) == set(LaneStatus)
+    assert {state for state, moves in DEPLOYMENT_MOVES.items() if not moves} <= FINAL
+    assert {state for state, moves in LANE_MOVES.items() if not moves} == {LaneStatus.ROLLED_BACK}
+
+
+def test_every_state_can_be_reached() -> None:
+    deployment = {DeploymentStatus.PENDING}.union(*DEPLOYMENT_MOVES.values())
+    lane = {LaneStatus.PENDING}.union(*LANE_MOVES.values())
+
+    assert (deployment, lane) == (set(DeploymentStatus), set(LaneStatus))
+
+
+def test_every_connector_cites_its_sources_and_names_what_it_can_do() -> None:
+    for vendor in VENDORS:
+        assert vendor.manifest.sources
+        assert vendor.manifest.package_kinds
+        assert vendor.manifest.max_concurrency > 0
+
+
+def test_nothing_is_left_unfinished_in_the_product() -> None:
+    pattern = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+    marked = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources("app", "workers", "sandbox")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+    assert marked == []
+
+
+def test_lock_files_name_no_index_and_pin_every_hash() -> None:
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "://" not in text
+        pinned = re.findall(r"^[A-Za-z0-9_.\-\[\]]+==[^\s\\]+", text, re.MULTILINE)
+        assert len(pinned) > 20
+        assert text.count("--hash=sha256:") >= len(pinned)
