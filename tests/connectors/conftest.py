@@ -140,7 +140,9 @@ MakeApp = Callable[..., App]
 def make_app(files: Path) -> MakeApp:
     """Applications with a package file of their own."""
 
-    def build(name: str = "Firefox", version: str = "130.0", content: bytes = b"MZ" * 10_000, package: Any = None) -> App:
+    def build(
+        name: str = "Firefox", version: str = "130.0", content: bytes = b"MZ" * 10_000, package: Any = None
+    ) -> App:
         deployment = uuid4()
         path = files / f"{deployment}.exe"
         path.write_bytes(content)
@@ -150,7 +152,12 @@ def make_app(files: Path) -> MakeApp:
             "sha256": hashlib.sha256(content).hexdigest(),
             "install_command": "setup.exe /S",
             "uninstall_command": "setup.exe /x",
-            "detection": {"type": "file", "path": r"C:\Program Files\Firefox", "name": "firefox.exe", "version": "1"},
+            "detection": {
+                "type": "file",
+                "path": r"C:\Program Files\Firefox",
+                "name": "firefox.exe",
+                "version": "1",
+            },
         }
         return App(
             key=f"{deployment}/intune/publish",
@@ -178,7 +185,11 @@ async def published(connector: Intune, app: App) -> str:
     return app_id
 
 
-def assignment(app_id: str, target: Target, *, action: str = "assign", previous_id: str | None = None) -> Assignment:
+def assignment(
+    app_id: str, target: Target, *, action: str = "assign", previous_id: str | None = None
+) -> Assignment:
     """An assignment of some deployment."""
     key = f"{uuid4()}/intune/CANARY/{action}"
-    return Assignment(key=key, external_id=app_id, target=target, correlation_id=uuid4(), previous_id=previous_id)
+    return Assignment(
+        key=key, external_id=app_id, target=target, correlation_id=uuid4(), previous_id=previous_id
+    )

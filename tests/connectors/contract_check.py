@@ -45,7 +45,9 @@ class Recorder:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(scope["method"], scope["path"], scope["query_string"].decode(), staged=self.staged)
+        exchange = Exchange(
+            scope["method"], scope["path"], scope["query_string"].decode(), staged=self.staged
+        )
         self.exchanges.append(exchange)
 
         first = await _whole(receive)
@@ -96,17 +98,23 @@ def problems(exchange: Exchange, *, below: str) -> list[str]:
 
 def _template(path: str) -> str:
     for template in contract()["paths"]:
-        if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", re.escape(template).replace(r"\{", "{").replace(r"\}", "}")), path):
+        if re.fullmatch(
+            re.sub(r"\{[^}]+\}", "[^/]+", re.escape(template).replace(r"\{", "{").replace(r"\}", "}")), path
+        ):
             return str(template)
     return path
 
 
 def _pointer(path: str) -> str:
-    return path.replace("~", "~0").replace("/", "~1").replace("{", "%7B").replace("}", "%7D").replace("$", "%24")
+    return (
+        path.replace("~", "~0").replace("/", "~1").replace("{", "%7B").replace("}", "%7D").replace("$", "%24")
+    )
 
 
 def _query(operation: Json, exchange: Exchange) -> list[str]:
-    allowed = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"}
+    allowed = {
+        parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"
+    }
     return [f"query option {name} is unknown" for name, _ in parse_qsl(exchange.query) if name not in allowed]
 
 
@@ -128,7 +136,11 @@ def _answer(operation: Json, place: str, exchange: Exchange) -> list[str]:
         place = response["$ref"]
         response = contract()["components"]["responses"][place.rpartition("/")[2]]
     if "application/json" not in response.get("content", {}) or not exchange.answer:
-        return [] if bool(exchange.answer) == bool(response.get("content")) else ["a body, or none, was expected"]
+        return (
+            []
+            if bool(exchange.answer) == bool(response.get("content"))
+            else ["a body, or none, was expected"]
+        )
     return _errors(f"{place}/content/application~1json/schema", json.loads(exchange.answer))
 
 

@@ -55,7 +55,9 @@ async def test_bad_credentials_are_told_from_an_outage(make: Make, sandbox: Sand
         await make().check()
 
 
-async def test_publishing_twice_makes_one_application(intune: Intune, make: Make, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_publishing_twice_makes_one_application(
+    intune: Intune, make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app = make_app(name="O'Reilly & Söhne")
 
     first, again = await intune.publish(app), await make().publish(app)
@@ -69,7 +71,9 @@ async def test_two_deployments_of_one_name_are_two_applications(intune: Intune, 
     assert await intune.publish(make_app()) != await intune.publish(make_app())
 
 
-async def test_the_marker_is_found_beyond_the_first_page(intune: Intune, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_the_marker_is_found_beyond_the_first_page(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     body = wire_body(make_app())
     sandbox.faults(throttle=False)
     for _ in range(120):
@@ -129,7 +133,9 @@ async def test_an_unreadable_answer_to_the_creation_is_ambiguous_too(
         await intune.publish(make_app())
 
 
-async def test_a_lost_answer_to_an_assignment_is_verified(intune: Intune, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_a_lost_answer_to_an_assignment_is_verified(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app = make_app()
     given = assignment(await published(intune, app), sandbox.group())
     sandbox.faults({"method": "POST", "path": f"{APPS}/*/assignments", "after": True, "reset": True})
@@ -160,7 +166,9 @@ async def test_the_content_arrives_and_a_repeat_sends_nothing(
     assert verified.external_id == app_id
 
 
-async def test_progress_grows_to_the_whole_and_only_the_last_is_done(intune: Intune, make_app: MakeApp) -> None:
+async def test_progress_grows_to_the_whole_and_only_the_last_is_done(
+    intune: Intune, make_app: MakeApp
+) -> None:
     app = make_app()
     app_id = await intune.publish(app)
 
@@ -211,7 +219,9 @@ def blob_requests(sandbox: Sandbox) -> list[int]:
     return [count for request, count in sandbox.counts().items() if request.startswith("PUT /_blob/")]
 
 
-async def test_a_checkpoint_of_other_content_starts_afresh(make: Make, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_a_checkpoint_of_other_content_starts_afresh(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app = make_app()
     first = make()
     app_id = await first.publish(app)
@@ -233,7 +243,9 @@ async def test_a_checkpoint_that_cannot_be_read_starts_afresh(
     assert steps[-1].done
 
 
-async def test_a_storage_address_that_ends_is_renewed(make: Make, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_a_storage_address_that_ends_is_renewed(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app = make_app()
     connector = make()
     app_id = await connector.publish(app)
@@ -258,7 +270,9 @@ async def test_an_address_about_to_end_is_renewed_before_it_is_used(
     assert any(item["path"].endswith("/renewUpload") for item in sandbox.mutations())
 
 
-async def test_storage_that_refuses_for_good_ends_the_upload(make: Make, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_storage_that_refuses_for_good_ends_the_upload(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app = make_app()
     sandbox.faults({"method": "PUT", "path": "/_blob/*", "status": 403})
 
@@ -283,7 +297,9 @@ def fields(app: App) -> dict[str, Any]:
     return {name: getattr(app, name) for name in App.__slots__}
 
 
-@pytest.mark.parametrize("form", ["outside", "dotted", "symbolic link", "linked folder", "encoded", "missing"])
+@pytest.mark.parametrize(
+    "form", ["outside", "dotted", "symbolic link", "linked folder", "encoded", "missing"]
+)
 async def test_a_file_outside_of_the_roots_never_leaves(
     intune: Intune, make_app: MakeApp, tmp_path: Path, files: Path, sandbox: Sandbox, form: str
 ) -> None:
@@ -302,7 +318,9 @@ async def test_a_file_outside_of_the_roots_never_leaves(
     }[form]
     app = make_app()
     digest = hashlib.sha256(b"root").hexdigest()
-    stealing = App(**{**fields(app), "package": app.package.model_copy(update={"uri": uri, "sha256": digest})})
+    stealing = App(
+        **{**fields(app), "package": app.package.model_copy(update={"uri": uri, "sha256": digest})}
+    )
     app_id = await intune.publish(stealing)
 
     with pytest.raises(PolicyError, match="EUCORA_PACKAGE_ROOTS"):
@@ -334,7 +352,9 @@ async def test_without_roots_only_sandboxes_get_files(
             await upload(connector, app, app_id)
 
 
-async def test_a_file_that_is_missing_or_no_file_is_told(intune: Intune, make_app: MakeApp, files: Path) -> None:
+async def test_a_file_that_is_missing_or_no_file_is_told(
+    intune: Intune, make_app: MakeApp, files: Path
+) -> None:
     app = make_app()
     app_id = await intune.publish(app)
     for uri in [f"file://{files}", "file://elsewhere/x.exe"]:
@@ -343,16 +363,28 @@ async def test_a_file_that_is_missing_or_no_file_is_told(intune: Intune, make_ap
             await upload(intune, wrong, app_id)
 
 
-async def test_foreign_assignments_stay_whatever_is_done(intune: Intune, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_foreign_assignments_stay_whatever_is_done(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app_id = await published(intune, make_app())
     foreign = {
         "intent": "available",
-        "target": {"@odata.type": "#microsoft.graph.groupAssignmentTarget", "groupId": sandbox.group("PILOT").ref},
+        "target": {
+            "@odata.type": "#microsoft.graph.groupAssignmentTarget",
+            "groupId": sandbox.group("PILOT").ref,
+        },
     }
     theirs = sandbox.as_neighbour("POST", f"{APPS}/{app_id}/assignments", foreign)["id"]
     ours = assignment(app_id, sandbox.group())
 
-    for change in (intune.assign, intune.assign, intune.remove, intune.remove, intune.assign, intune.unassign):
+    for change in (
+        intune.assign,
+        intune.assign,
+        intune.remove,
+        intune.remove,
+        intune.assign,
+        intune.unassign,
+    ):
         await change(ours)
         assert theirs in assignments(sandbox, app_id)
 
@@ -391,12 +423,16 @@ async def test_a_removal_is_not_done_before_the_previous_version_is_back(
     app_id = await published(intune, app)
     await intune.remove(assignment(app_id, sandbox.group()))
 
-    verified = await intune.verify(Action.REMOVE, app, assignment(app_id, sandbox.group(), previous_id=old_id))
+    verified = await intune.verify(
+        Action.REMOVE, app, assignment(app_id, sandbox.group(), previous_id=old_id)
+    )
 
     assert not verified.holds
 
 
-async def test_verify_of_an_application_that_is_gone(intune: Intune, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_verify_of_an_application_that_is_gone(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     app, lost = make_app(), assignment(str(uuid4()), sandbox.group())
 
     held = {action: (await intune.verify(action, app, lost)).holds for action in Action}
@@ -458,7 +494,9 @@ async def states(intune: Intune, app_id: str) -> dict[InstallState, list[DeviceR
     return found
 
 
-async def test_three_thousand_devices_are_read_a_page_at_a_time(make: Make, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_three_thousand_devices_are_read_a_page_at_a_time(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     sandbox.control("PUT", "fleet", {"seed": 7, "rings": {"CANARY": {"devices": 3000}}})
     intune = make(page_rows="500")
     app_id = await published(intune, make_app())
@@ -501,9 +539,19 @@ async def test_a_version_is_found_whoever_made_it_once_it_is_usable(
     assert await intune.find_version("7-Zip", "24.08") == app_id
 
 
-async def test_an_msi_is_published_with_its_product_code(intune: Intune, make_app: MakeApp, sandbox: Sandbox) -> None:
+async def test_an_msi_is_published_with_its_product_code(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
     code = "{23170F69-40C1-2702-2408-000001000000}"
-    app = make_app(name="7-Zip", package={"kind": "msi", "uri": "https://example.org/7z.msi", "sha256": "0" * 64, "product_code": code})
+    app = make_app(
+        name="7-Zip",
+        package={
+            "kind": "msi",
+            "uri": "https://example.org/7z.msi",
+            "sha256": "0" * 64,
+            "product_code": code,
+        },
+    )
 
     app_id = await intune.publish(app)
 
@@ -532,7 +580,9 @@ async def test_kinds_that_are_not_in_the_manifest_are_refused(intune: Intune, ma
     ],
     ids=["key", "value", "product", "file"],
 )
-async def test_every_detection_is_accepted(intune: Intune, make_app: MakeApp, detection: dict[str, str]) -> None:
+async def test_every_detection_is_accepted(
+    intune: Intune, make_app: MakeApp, detection: dict[str, str]
+) -> None:
     app = make_app()
     described = app.package.model_dump(mode="json") | {"detection": detection}
 
@@ -571,7 +621,12 @@ async def test_a_rollout_through_a_storm_makes_each_object_once(
 ) -> None:
     storm = [
         {"path": "/deviceAppManagement/*", "status": 503, "probability": 0.08},
-        {"path": "/deviceAppManagement/*", "status": 429, "headers": {"Retry-After": "0"}, "probability": 0.05},
+        {
+            "path": "/deviceAppManagement/*",
+            "status": 429,
+            "headers": {"Retry-After": "0"},
+            "probability": 0.05,
+        },
         {"path": "/deviceAppManagement/*", "after": True, "reset": True, "probability": 0.05},
         {"path": "/deviceAppManagement/*", "half_body": True, "probability": 0.05},
         {"path": "/_blob/*", "status": 500, "probability": 0.1},
@@ -607,7 +662,9 @@ async def insisted(step: Any) -> Any:
     raise AssertionError("thirty tries were not enough")
 
 
-async def test_an_outage_opens_the_breaker_for_all_calls_of_the_plane(intune: Intune, sandbox: Sandbox) -> None:
+async def test_an_outage_opens_the_breaker_for_all_calls_of_the_plane(
+    intune: Intune, sandbox: Sandbox
+) -> None:
     sandbox.faults({"path": "/deviceAppManagement/*", "status": 503})
     codes = []
     for _ in range(4):
@@ -678,7 +735,11 @@ def blob_started(sandbox: Sandbox) -> bool:
 
 
 async def test_no_secret_stands_in_a_log_a_checkpoint_or_a_repr(
-    make: Make, make_app: MakeApp, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    make: Make,
+    make_app: MakeApp,
+    sandbox: Sandbox,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
     logging.getLogger("httpx").setLevel(logging.INFO)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which planes can be used, and what is said of the others."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from app.connectors import catalogue
+from app.connectors.catalogue import MissingSetting, build, open_planes, sandbox_settings
+from app.connectors.contract import Plane
+from app.connectors.intune import Intune
+from app.connectors.services import Services
+
+OWN = {"token_url": "https://login.example/token", "client_id": "me", "client_secret": SecretStr("hidden")}
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Services:
+    return Services(spool=tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["token_url", "client_id", "client_secret"])
+def test_a_missing_setting_is_named(services: Services, missing: str) -> None:
+    rest = {name: value for name, value in OWN.items() if name != missing}
+
+    with pytest.raises(MissingSetting, match="is not set") as raised:
+        build(Plane.INTUNE, rest, services)
+
+    assert raised.value.setting == f"EUCORA_PLANES__INTUNE__{missing.upper()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("clientid", "x"), ("base_url", "ftp://x"), ("block_bytes", "some"), ("client_secret", "")],
+)
+def test_a_wrong_setting_is_named_without_its_value(services: Services, name: str, value: str) -> None:
+    with pytest.raises(MissingSetting, match="is wrong") as raised:
+        build(Plane.INTUNE, OWN | {name: SecretStr(value)}, services)
+
+    assert raised.value.setting == f"EUCORA_PLANES__INTUNE__{name.upper()}"
+    assert "hidden" not in str(raised.value)
+
+
+async def test_own_settings_win_over_the_sandbox(services: Services) -> None:
+    async with open_planes({"intune": OWN}, "http://127.0.0.1:1", services) as planes:
+        assert planes.connectors[Plane.INTUNE].base_url == "https://graph.microsoft.com/v1.0"
+        assert planes.unconfigured == {}
+
+
+async def test_without_settings_the_sandbox_is_used_if_there_is_one(services: Services) -> None:
+    async with open_planes({}, "http://127.0.0.1:9/", services) as planes:
+        assert planes.connectors[Plane.INTUNE].base_url == "http://127.0.0.1:9/intune/v1.0"
+
+
+async def test_without_either_the_plane_says_what_is_missing(services: Services) -> None:
+    async with open_planes({}, None, services) as planes:
+        assert planes.connectors == {}
+        assert planes.unconfigured[Plane.INTUNE].startswith("EUCORA_PLANES__INTUNE__")
+
+
+async def test_half_of_the_settings_are_not_replaced_by_the_sandbox(services: Services) -> None:
+    async with open_planes(
+        {"intune": {"client_id": SecretStr("me")}}, "http://127.0.0.1:9", services
+    ) as planes:
+        assert planes.connectors == {}
+        assert "TOKEN_URL" in planes.unconfigured[Plane.INTUNE]
+
+
+async def test_the_connectors_are_closed_at_the_end(services: Services) -> None:
+    async with open_planes({}, "http://127.0.0.1:9", services) as planes:
+        connector = planes.connectors[Plane.INTUNE]
+        assert isinstance(connector, Intune)
+    with pytest.raises(RuntimeError, match="closed"):
+        await connector.check()
+
+
+def test_the_catalogue_is_a_list_one_can_read() -> None:
+    assert set(catalogue.BY_PLANE) == {vendor.manifest.plane for vendor in catalogue.VENDORS}
+    assert catalogue.MANIFESTS[Plane.INTUNE].package_kinds == {"win32", "msi"}
+    assert all(
+        sandbox_settings(plane, "http://s")["base_url"].startswith(f"http://s/{plane}")
+        for plane in catalogue.BY_PLANE
+    )
