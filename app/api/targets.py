@@ -15,7 +15,7 @@ from app.api.routing import Route, requires
 from app.api.schema import Count, Given, ResourceVersion, Shown, as_json, tagged
 from app.connectors.contract import Plane, Target, TargetKind
 from app.connectors.packages import Text as Reference
-from app.domain import targets
+from app.domain import lanes, targets
 from app.models import Ring
 from app.security import Permission
 
@@ -81,8 +81,14 @@ async def put_target(
     call: CallDep,
     version: ExpectedVersion,
 ) -> Response:
-    """Set or change a target and have its devices counted. Lanes that are already planned keep theirs."""
-    row = await targets.put(session, plane, ring, Target(body.kind, body.ref), version=version)
+    """Set or change a target and have its devices counted.
+
+    Lanes that are already planned keep theirs, but a deployment that stopped because this ring was empty goes on.
+    """
+    target = Target(body.kind, body.ref)
+    row = await targets.put(session, plane, ring, target, version=version)
+    now, actor = service.runtime.clock(), call.actor.name
+    await lanes.retarget(session, plane.value, ring, target, actor=actor, now=now)
     call.after_commit.append(service.targets.clear)
     shown = TargetSet.model_validate(row, from_attributes=True)
     if row.device_count is None and plane in service.runtime.connectors:

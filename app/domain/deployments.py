@@ -223,20 +223,24 @@ async def start_ring(
     session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime
 ) -> list[UUID]:
     """Queue the push of every lane of a ring; the ids of the operations, in order of planes."""
-    started = []
-    for lane in ring_lanes(deployment, ring):
-        lane.operation_id = await operations.enqueue(
-            session,
-            OperationKind.DEPLOY_TO_CONNECTOR,
-            subject=Subject("lane", str(lane.id)),
-            deployment_id=deployment.id,
-            correlation_id=deployment.correlation_id,
-        )
-        started.append(lane.operation_id)
+    started = [await queue_push(session, deployment, lane) for lane in ring_lanes(deployment, ring)]
     touch(deployment, now)
     events.record(session, deployment, "ring.started", actor=SYSTEM, now=now, after={"ring": ring.value})
     await session.flush()
     return started
+
+
+async def queue_push(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
+    """Have one lane pushed; the operation."""
+    lane.operation_id = await operations.enqueue(
+        session,
+        OperationKind.DEPLOY_TO_CONNECTOR,
+        subject=Subject("lane", str(lane.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+    )
+    await session.flush()
+    return lane.operation_id
 
 
 async def advance(session: AsyncSession, deployment: Deployment, *, now: datetime) -> None:

@@ -22,6 +22,7 @@ from app.models import (
     Deployment,
     DeploymentStatus,
     LaneStatus,
+    Ring,
     RingDeployment,
 )
 
@@ -278,3 +279,43 @@ async def hold(
 ) -> None:
     """Leave the lane to a person."""
     await deployments.move_lane(session, deployment, lane, LaneStatus.HELD, now=now, reason=code)
+
+
+async def retarget(
+    session: AsyncSession, plane: str, ring: Ring, target: Target, *, actor: str, now: datetime
+) -> list[UUID]:
+    """Push again what stopped because this target was empty, now to ``target``; the operations, if any.
+
+    Locks each deployment that waits for it.
+    """
+    waiting = select(RingDeployment.deployment_id).where(
+        RingDeployment.plane == plane,
+        RingDeployment.ring == ring,
+        RingDeployment.status == LaneStatus.EMPTY_TARGET,
+    )
+    started: list[UUID] = []
+    for deployment_id in (await session.scalars(waiting.order_by(RingDeployment.deployment_id))).all():
+        deployment = await deployments.lock(session, deployment_id)
+        if deployment.paused and deployments.current_ring(deployment) is ring and deployment.status in PUSHING:
+            started += await _push_to(session, deployment, plane, ring, target, actor=actor, now=now)
+    return started
+
+
+async def _push_to(
+    session: AsyncSession,
+    deployment: Deployment,
+    plane: str,
+    ring: Ring,
+    target: Target,
+    *,
+    actor: str,
+    now: datetime,
+) -> list[UUID]:
+    lanes = deployments.ring_lanes(deployment, ring)
+    if any(lane.status is not LaneStatus.EMPTY_TARGET for lane in lanes):
+        return []
+    lane = next(lane for lane in lanes if lane.plane == plane)
+    lane.target_kind, lane.target_ref = target.kind.value, target.ref
+    reason = f"a target was set for {ring.value} on {plane}"
+    await deployments.set_paused(session, deployment, paused=False, actor=actor, now=now, reason=reason)
+    return [await deployments.queue_push(session, deployment, lane)]

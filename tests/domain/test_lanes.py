@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, DeviceReport, InstallState, Member, Plane
+from app.connectors.contract import Action, DeviceReport, InstallState, Member, Plane, Target, TargetKind
 from app.domain import deployments, devices, effects, lanes, rollback
 from app.domain.deployments import Override
 from app.domain.gates import STANDARD
@@ -382,3 +382,27 @@ async def test_a_repeated_push_finds_the_effects_it_planned(session: AsyncSessio
         f"{deployment.id}/intune/upload",
         f"{deployment.id}/intune/LAB/assign",
     ]
+
+
+async def test_setting_a_target_lets_an_empty_ring_go_on(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane)
+
+    target = Target(TargetKind.GROUP, "another-group")
+    started = await lanes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON)
+    begun = await lanes.begin_push(session, lane.id, started[0], now=NOON)
+
+    assert isinstance(begun, Push)
+    assert begun.target == target
+    after = await reload(session, deployment)
+    assert (after.paused, after.lanes[0].status) == (False, LaneStatus.PUSHING)
+
+
+async def test_setting_a_target_moves_no_ring_that_has_devices(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await push(session, deployment.lanes[0], "a")
+
+    target = Target(TargetKind.GROUP, "another-group")
+
+    assert await lanes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON) == []
