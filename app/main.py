@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API process: lifespan, middleware, routers, problems, document."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from socket import socket
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from app import telemetry
 from app.api import deployments, devices, effects, events, health, intents, operations, planes, targets
 from app.api.dependencies import Service
 from app.api.middleware import Edge
@@ -71,6 +75,40 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class Server(uvicorn.Server):
+    """Ends the open event streams when told to stop: they would keep it waiting for as long as it may."""
+
+    def __init__(self, app: FastAPI, **options: Any) -> None:
+        self._app = app
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                **options,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Stop listening, finish what is open, close."""
+        self._app.state.service.streams.end()
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings, *, host: str, port: int, grace: int) -> None:
+    """Run the API until a signal ends it; open requests get ``grace`` seconds then."""
+    telemetry.setup(process="api", level=settings.log_level)
+    Server(create_app(settings), host=host, port=port, timeout_graceful_shutdown=grace).run()
+
+
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document; needs no servers and no settings."""
     return create_app(Settings.model_construct()).openapi()
+
+
+def openapi_text() -> str:
+    """The document as it is kept in ``docs/openapi.json``."""
+    return json.dumps(openapi_document(), indent=2, sort_keys=True, ensure_ascii=False)

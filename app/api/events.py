@@ -3,6 +3,7 @@
 
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from pydantic import Field
@@ -34,7 +35,7 @@ class EventRead(Shown):
     at: datetime
     before: Object | None
     after: Object | None
-    correlation_id: Annotated[str, Field(max_length=36, json_schema_extra={"format": "uuid"})]
+    correlation_id: UUID
 
 
 LIVE: dict[str, Any] = {

@@ -33,6 +33,7 @@ def document(made: dict[str, Any]) -> dict[str, Any]:
         components["schemas"].pop(unused, None)
     for name, example in EXAMPLES.items():
         components["schemas"][name]["examples"] = [example]
+    made["paths"]["/api/v1/health/"] = made["paths"].pop("/api/v1/health")  # published so; both are served
     for path in made["paths"].values():
         for method, operation in path.items():
             _finish_parameters(operation)

@@ -99,7 +99,7 @@ def problem(
     }
     if fields:
         body["errors"] = fields[:MAX_ERRORS]
-    return Response(json.dumps(body).encode(), status, dict(headers or {}), MEDIA_TYPE)
+    return Response(json.dumps(body).encode(), int(status), dict(headers or {}), MEDIA_TYPE)
 
 
 async def domain_problem(request: Request, error: ControlPlaneError) -> Response:
@@ -138,6 +138,9 @@ def allowed_methods(request: Request) -> set[str]:
 
 async def invalid_input(request: Request, error: RequestValidationError) -> Response:
     """Parameters or a body that break their schema."""
+    if any(each["loc"][0] == "path" for each in error.errors()):
+        detail = f"there is nothing at {request.scope['path']}"  # nothing has such an id or name
+        return problem(request.scope, HTTPStatus.NOT_FOUND, detail)
     wrong = [
         FieldError(pointer(each["loc"], error.body), _words(each)) for each in error.errors()[:MAX_ERRORS]
     ]

@@ -233,7 +233,7 @@ CORRELATION_HEADER: dict[str, Any] = {
     "in": "header",
     "required": False,
     "description": "Taken if it is a UUID, otherwise made; always returned.",
-    "schema": {"type": "string", "maxLength": 200},
+    "schema": {"type": "string"},
 }
 KEY_HEADER: dict[str, Any] = {
     "name": "Idempotency-Key",

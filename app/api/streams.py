@@ -71,10 +71,14 @@ class EventStreams:
             if not self._watchers[deployment_id]:
                 del self._watchers[deployment_id]
 
-    async def close(self) -> None:
-        """End every stream and stop reading."""
+    def end(self) -> None:
+        """End every open stream: its client resumes elsewhere."""
         for watcher in self._all():
             watcher.end()
+
+    async def close(self) -> None:
+        """End every stream and stop reading."""
+        self.end()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -18,10 +17,11 @@ from app.api.dependencies import Service
 from app.api.examples import DEPLOYMENT_CREATE
 from app.connectors.contract import Plane, Target, TargetKind
 from app.domain import accounts, targets
-from app.main import create_app
+from app.main import Server, create_app
 from app.models import Ring, Role
 from app.runtime import Runtime
 from app.settings import Settings
+from tests.waiting import eventually
 
 BOOTSTRAP = "eucora_bootstrap-for-tests"
 NOBODY_LISTENS = "http://127.0.0.1:9"
@@ -146,12 +146,9 @@ def submit(client: httpx.AsyncClient, all_targets: None) -> Submit:
 @asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[str]:
     """The application behind a real socket; its base URL."""
-    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = Server(app, port=0, lifespan="off", timeout_graceful_shutdown=2)
     serve = asyncio.create_task(server._serve())  # without its signal handlers: the test run has its own
-    async with asyncio.timeout(10):
-        while not server.started:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: server.started, within=10)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}/api/v1"

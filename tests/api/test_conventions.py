@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds on every route: who may call, what errors look like, correlation, limits, paths."""
+
+import io
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import structlog
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import SecretStr
+
+from app import telemetry
+from app.api.dependencies import Service
+from app.api.routing import DECLARED
+from app.domain import accounts
+from app.models import ApiToken, Role
+from app.runtime import Runtime
+from app.security import PERMISSIONS, Permission
+from app.settings import Settings
+from tests.api.conftest import (
+    BOOTSTRAP,
+    bearer,
+    client_of,
+    intent,
+    key,
+    pointers,
+    problem,
+    serving,
+    started,
+)
+from tests.waiting import eventually
+
+NO_DEPLOYMENT = "/deployments/0199c0de-0000-7000-8000-00000000dead"
+
+
+@contextmanager
+def captured_lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Logs as the process logs, but to where it can be read."""
+    root, written = logging.getLogger(), io.StringIO()
+    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
+    telemetry.setup(process="api", stream=written)
+    try:
+        yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.configure(**configuration)
+
+
+class TestAdmission:
+    async def test_without_a_token_nothing_is_told(self, anybody: httpx.AsyncClient) -> None:
+        response = await anybody.get("/deployments")
+
+        problem(response, 401, "unauthenticated")
+        assert response.headers["www-authenticate"].startswith("Bearer")
+
+    @pytest.mark.parametrize(
+        "header",
+        ["Bearer", "Bearer nobody-knows-me", "Basic dXNlcjpwdw==", f"Bearer {BOOTSTRAP}x", "Bearer a b"],
+    )
+    async def test_a_bad_token_is_refused(self, anybody: httpx.AsyncClient, header: str) -> None:
+        response = await anybody.get("/deployments", headers={"Authorization": header})
+
+        problem(response, 401, "unauthenticated")
+
+    async def test_who_may_not_call_learns_nothing_about_the_input(self, anybody: httpx.AsyncClient) -> None:
+        response = await anybody.post("/deployments", content=b"no json")
+
+        problem(response, 401, "unauthenticated")
+
+    async def test_an_expired_and_a_revoked_token_are_refused(
+        self, api_runtime: Runtime, anybody: httpx.AsyncClient
+    ) -> None:
+        now = api_runtime.clock()
+        async with api_runtime.transaction() as session:
+            past = now - timedelta(seconds=1)
+            _, expired = await accounts.create_token(session, name="old", role=Role.ADMIN, expires_at=past)
+            row, revoked = await accounts.create_token(session, name="lost", role=Role.ADMIN)
+            row.revoked_at = now
+
+        for token in (expired, revoked):
+            problem(await anybody.get("/deployments", headers=bearer(token)), 401, "unauthenticated")
+
+    async def test_a_revoked_token_is_forgotten_within_seconds(
+        self, api_runtime: Runtime, anybody: httpx.AsyncClient
+    ) -> None:
+        async with api_runtime.transaction() as session:
+            row, token = await accounts.create_token(session, name="lost", role=Role.ADMIN)
+        assert (await anybody.get("/planes", headers=bearer(token))).status_code == 200
+        async with api_runtime.transaction() as session:
+            (await session.get_one(ApiToken, row.id)).revoked_at = api_runtime.clock()
+
+        async def status() -> int:
+            return (await anybody.get("/planes", headers=bearer(token))).status_code
+
+        assert await eventually(status, within=4, until=lambda code: code == 401) == 401
+
+    async def test_only_hashes_of_tokens_are_stored(self, api_runtime: Runtime) -> None:
+        async with api_runtime.transaction() as session:
+            row, token = await accounts.create_token(session, name="mine", role=Role.VIEWER)
+
+        assert token.startswith("eucora_")
+        assert token.encode() not in row.token_hash
+        assert len(row.token_hash) == 32
+
+    @pytest.mark.parametrize("role", Role)
+    async def test_every_route_asks_for_its_permission(
+        self, app: FastAPI, role: Role, token_for: Callable[[Role], Awaitable[str]]
+    ) -> None:
+        """No role gets past a route's permission that it does not have, and none is stopped that has it."""
+        async with client_of(app, await token_for(role)) as client:
+            for route in iter_route_contexts(app.routes):
+                if not isinstance(route.original_route, APIRoute):
+                    continue
+                assert route.endpoint is not None
+                assert route.path is not None
+                needed = DECLARED[route.endpoint].permission
+                path = route.path.format(
+                    deployment_id=uuid4(), operation_id=uuid4(), plane="jamf", ring="LAB"
+                )
+                method = next(iter(route.methods or ()))
+                response = await client.request(method, f"http://api.test{path}", headers=key())
+
+                allowed = needed in PERMISSIONS[role]
+                refused = f"may not {needed.value}" in response.text
+                assert refused is not allowed, f"{role} {method} {path}: {response.text}"
+                assert (response.status_code == 403) or not refused
+
+    async def test_an_override_takes_an_approver_and_the_rest_a_publisher(
+        self, app: FastAPI, token_for: Callable[[Role], Awaitable[str]]
+    ) -> None:
+        override = {"override": {"reason": "known", "expires_at": "2030-01-01T00:00:00Z"}}
+        expected = {Role.PUBLISHER: (404, 403), Role.APPROVER: (403, 404), Role.ADMIN: (404, 404)}
+        for role, statuses in expected.items():
+            async with client_of(app, await token_for(role)) as client:
+                plain = await client.post(f"{NO_DEPLOYMENT}/promote")
+                overridden = await client.post(f"{NO_DEPLOYMENT}/promote", json=override)
+
+            assert (plain.status_code, overridden.status_code) == statuses, role
+
+    async def test_public_routes_need_no_token(self, anybody: httpx.AsyncClient) -> None:
+        for path in ("health/", "health/live", "health/ready"):
+            assert (await anybody.get(path)).status_code == 200
+        for path in ("/metrics", "/openapi.json", "/docs"):
+            assert (await anybody.get(f"http://api.test{path}")).status_code == 200
+
+
+class TestProblems:
+    async def test_an_unknown_route(self, anybody: httpx.AsyncClient) -> None:
+        body = problem(await anybody.get("/no/such/thing"), 404, "not_found")
+
+        assert body["type"] == "urn:eucora:problem:not_found"
+        assert body["title"] == "Not Found"
+        assert body["instance"] == "/api/v1/no/such/thing"
+
+    async def test_a_method_that_is_not_there(self, client: httpx.AsyncClient) -> None:
+        response = await client.delete("/deployments")
+
+        problem(response, 405, "method_not_allowed")
+        assert response.headers["allow"] == "GET, POST"
+
+    @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b'{"app_name": NaN}', b"[" * 100_000])
+    async def test_a_body_that_is_no_json(self, client: httpx.AsyncClient, content: bytes) -> None:
+        headers = {**key(), "Content-Type": "application/json"}
+        response = await client.post("/deployments", content=content, headers=headers)
+
+        if content:
+            problem(response, 400, "malformed_request")
+        else:
+            assert pointers(response) == [""]
+
+    @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "", "application/xml"])
+    async def test_a_body_of_another_kind(self, client: httpx.AsyncClient, kind: str) -> None:
+        headers = {**key(), "Content-Type": kind}
+        response = await client.post("/deployments", content=json.dumps(intent()), headers=headers)
+
+        problem(response, 415, "unsupported_media_type")
+        assert response.headers["accept"] == "application/json"
+
+    async def test_parameters_of_the_media_type_do_not_matter(
+        self, client: httpx.AsyncClient, all_targets: None
+    ) -> None:
+        headers = {**key(), "Content-Type": "Application/JSON; charset=utf-8"}
+        response = await client.post("/deployments", content=json.dumps(intent()), headers=headers)
+
+        assert response.status_code == 202
+
+    @pytest.mark.parametrize(
+        "path", [NO_DEPLOYMENT, "/deployments/no-uuid", "/planes/tivoli", "/targets/intune/LAB"]
+    )
+    async def test_what_is_not_there_is_404(self, client: httpx.AsyncClient, path: str) -> None:
+        problem(await client.get(path), 404, "not_found")
+
+    async def test_unknown_doubled_and_impossible_query_parameters_are_refused(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        assert pointers(await client.get("/deployments?colour=red")) == ["/query/colour"]
+        assert pointers(await client.get("/deployments?limit=1&limit=2")) == ["/query/limit"]
+        assert pointers(await client.get("/deployments?app_name=a%00b")) == ["/query/app_name"]
+        assert pointers(await client.get("/health/live?x=1")) == ["/query/x"]
+
+    async def test_what_nobody_foresaw_is_a_500_that_tells_nothing(
+        self, app: FastAPI, client: httpx.AsyncClient
+    ) -> None:
+        app.state.service.targets = None
+
+        response = await client.post("/deployments", json=intent(), headers=key())
+
+        body = problem(response, 500, "internal")
+        assert "NoneType" not in response.text
+        assert body["correlation_id"]
+
+
+class TestCorrelation:
+    async def test_an_id_is_taken_and_stored(self, client: httpx.AsyncClient, all_targets: None) -> None:
+        mine = str(uuid4())
+        response = await client.post(
+            "/deployments", json=intent(), headers={**key(), "X-Correlation-ID": mine}
+        )
+
+        assert response.headers["x-correlation-id"] == mine
+        assert response.json()["correlation_id"] == mine
+
+    @pytest.mark.parametrize("sent", [None, "order-66", "\xe4", "x" * 5000])
+    async def test_an_id_is_made_if_need_be(self, anybody: httpx.AsyncClient, sent: str | None) -> None:
+        headers = {} if sent is None else {"X-Correlation-ID": sent.encode("latin-1")}
+        response = await anybody.get("/health/live", headers=headers)
+
+        assert UUID(response.headers["x-correlation-id"]).version == 7
+
+    async def test_each_request_leaves_a_line_with_its_ids(self, client: httpx.AsyncClient) -> None:
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        headers = {"X-Correlation-ID": str(uuid4()), "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+
+        with captured_lines() as lines:
+            await client.get("/planes", headers=headers)
+
+        line = next(line for line in lines() if line["event"] == "request")
+        assert line["correlation_id"] == headers["X-Correlation-ID"]
+        assert line["trace_id"] == trace
+        assert (line["method"], line["path"], line["status"]) == ("GET", "/api/v1/planes", 200)
+        assert line["actor"] == "bootstrap"
+
+
+class TestLimits:
+    BODY = b'{"reason": "' + b"x" * 2 * 1024 * 1024 + b'"}'
+
+    @pytest.fixture
+    async def base_url(self, app: FastAPI) -> AsyncIterator[str]:
+        async with serving(app) as base_url:
+            yield base_url
+
+    async def test_a_body_of_two_mebibytes_is_refused(self, base_url: str) -> None:
+        async with httpx.AsyncClient(headers=bearer(BOOTSTRAP)) as client:
+            headers = {**key(), "Content-Type": "application/json"}
+            response = await client.post(f"{base_url}/deployments", content=self.BODY, headers=headers)
+
+        problem(response, 413, "body_too_large")
+
+    async def test_so_is_one_that_does_not_say_how_long_it_is(self, base_url: str) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            for begin in range(0, len(self.BODY), 65536):
+                yield self.BODY[begin : begin + 65536]
+
+        async with httpx.AsyncClient(headers=bearer(BOOTSTRAP)) as client:
+            headers = {**key(), "Content-Type": "application/json"}
+            response = await client.post(f"{base_url}/deployments", content=chunks(), headers=headers)
+
+        problem(response, 413, "body_too_large")
+
+    async def test_even_where_nobody_would_read_it(self, anybody: httpx.AsyncClient) -> None:
+        problem(await anybody.post("/no/such/thing", content=self.BODY), 413, "body_too_large")
+
+
+class TestPaths:
+    async def test_a_trailing_slash_is_served_in_place(
+        self, client: httpx.AsyncClient, all_targets: None
+    ) -> None:
+        assert (await client.get("/targets/")).json() == (await client.get("/targets")).json()
+        assert (await client.post("/deployments/", json=intent(), headers=key())).status_code == 202
+        assert (await client.get("/health")).status_code == 200
+
+    async def test_answers_are_not_kept_or_sniffed_by_anybody(self, anybody: httpx.AsyncClient) -> None:
+        for path in ("/health/live", "/no/such/thing"):
+            headers = (await anybody.get(path)).headers
+            assert headers["cache-control"] == "no-store"
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["x-frame-options"] == "DENY"
+
+
+class TestPages:
+    async def test_pages_hold_every_item_once_while_others_are_added(
+        self, client: httpx.AsyncClient, submit: Callable[..., Awaitable[dict[str, str]]]
+    ) -> None:
+        before = [(await submit(app_name=f"App {number}"))["id"] for number in range(5)]
+        seen: list[str] = []
+        cursor: str | None = None
+        for page in range(3):
+            parameters = {"limit": "2"} | ({"cursor": cursor} if cursor else {})
+            answer = (await client.get("/deployments", params=parameters)).json()
+            seen += [item["id"] for item in answer["items"]]
+            cursor = answer["next_cursor"]
+            await submit(app_name=f"Later {page}")
+
+        assert seen == before[::-1]
+        assert cursor is None
+
+    @pytest.mark.parametrize("path", ["/deployments", "/operations", "/targets", "/planes"])
+    @pytest.mark.parametrize(
+        "cursor", ["x", "W10", "bnVsbA", "%00", "é", "WyJcdTAwMDAiLCAiTEFCIl0", "A" * 1000]
+    )
+    async def test_a_cursor_that_nobody_wrote_is_refused(
+        self, client: httpx.AsyncClient, path: str, cursor: str
+    ) -> None:
+        assert pointers(await client.get(path, params={"cursor": cursor})) == ["/query/cursor"]
+
+    @pytest.mark.parametrize("limit", ["0", "201", "-1", "many", ""])
+    async def test_a_limit_outside_its_bounds_is_refused(self, client: httpx.AsyncClient, limit: str) -> None:
+        assert pointers(await client.get("/operations", params={"limit": limit})) == ["/query/limit"]
+
+
+class TestDatabaseDown:
+    async def test_it_is_a_503_to_try_again(self, api_settings: Settings, unused_tcp_port: int) -> None:
+        url = SecretStr(f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/nothing")
+        async with (
+            started(api_settings.model_copy(update={"database_url": url})) as app,
+            client_of(app, BOOTSTRAP) as client,
+        ):
+            read = await client.get("/deployments")
+            submitted = await client.post("/deployments", json=intent(), headers=key())
+            health = await client.get("/health/")
+            live = await client.get("/health/live")
+
+        for response in (read, submitted):
+            problem(response, 503, "unavailable")
+            assert int(response.headers["retry-after"]) >= 1
+        assert health.status_code == 503
+        assert health.json()["checks"]["database"]["status"] == "unhealthy"
+        assert live.status_code == 200
+
+
+async def test_what_a_process_wrote_itself_it_knows_at_once(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    """The targets an intent is judged against are kept for 2 s; a change made here must not wait for that."""
+    refused = await client.post("/deployments", json=intent(target_ring="LAB"), headers=key())
+    assert pointers(refused, "target_not_set") == ["/planes/0"]
+
+    await client.put("/targets/intune/LAB", json={"kind": "group", "ref": "group-lab"})
+
+    accepted = await client.post("/deployments", json=intent(target_ring="LAB"), headers=key())
+    assert accepted.status_code == 202
+
+
+def test_the_table_of_roles_is_the_published_one() -> None:
+    new = {role: PERMISSIONS[role] - PERMISSIONS[Role.VIEWER] for role in Role}
+
+    assert PERMISSIONS[Role.VIEWER] == {Permission.PUBLIC, Permission.READ}
+    assert new[Role.PACKAGER] == {Permission.DEPLOYMENT_CREATE}
+    assert new[Role.PUBLISHER] > new[Role.PACKAGER]
+    assert Permission.GATE_OVERRIDE not in new[Role.PUBLISHER]
+    assert new[Role.APPROVER] == {Permission.DEPLOYMENT_PROMOTE, Permission.GATE_OVERRIDE}
+    assert PERMISSIONS[Role.ADMIN] == set(Permission)

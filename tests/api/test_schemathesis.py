@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole document against the running API: every answer is one that the document promises."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from app.api.dependencies import Service
+from tests.api.conftest import BOOTSTRAP, serving, set_targets
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+PATIENCE = 150.0
+
+
+@pytest.fixture
+async def origin(app: FastAPI, service: Service) -> AsyncIterator[str]:
+    """The API on a socket, with targets."""
+    await set_targets(service.runtime)
+    async with serving(app) as base_url:
+        yield base_url.removesuffix("/api/v1")
+
+
+async def test_generated_requests_find_nothing_that_the_document_does_not_say(
+    origin: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
+    options = ["--header", f"Authorization: Bearer {BOOTSTRAP}", "--no-color"]
+    process = await asyncio.create_subprocess_exec(
+        *(*command, f"{origin}/openapi.json", "--url", origin, *options),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert process.returncode == 0, output.decode()
+    assert b"Tested: 22" in output, output.decode()
