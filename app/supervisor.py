@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import SecretStr
 
 import app
-from app import admin
+from app import admin, examples
 from app.children import Child, ChildFailed, Recipe, Report, say_yes, stop_leftovers
 from app.data_folder import DataFolder, open_data_folder
 from app.database import database_url
@@ -305,24 +306,28 @@ async def http_answers(port: int, path: str) -> bool:
 def greeting(installation: Installation) -> str:
     """What somebody who just started it wants to know."""
     sandbox = installation.settings.sandbox_url
+    example = examples.make("firefox", installation.place.path / "examples")
     return "\n".join(
         [
             f"EUCORA runs at {installation.url} (its documentation: {installation.url}/docs)",
             f"  admin token    {installation.token}",
             f"  sandbox planes {sandbox}/intune" if sandbox else "  planes         as configured",
+            f"  gate policy    {installation.settings.gate_policy}{policy_hint(installation.settings)}",
             f"  data and logs  {installation.place.path}",
             "Next, in another terminal:",
             f"  curl -sS {installation.url}/api/v1/deployments \\",
             f"    -H 'Authorization: Bearer {installation.token}' \\",
             "    -H 'Content-Type: application/json' -H 'Idempotency-Key: first-rollout' \\",
-            f"    --data @{examples() / 'firefox.json'}",
+            f"    --data @{shlex.quote(str(example))}",
             "Ctrl-C stops everything.",
         ]
     )
 
 
-def examples() -> Path:
-    """The folder of examples: inside the package when installed, beside it in a checkout."""
-    package = Path(app.__file__).parent
-    inside = package / "examples"
-    return inside if inside.exists() else package.parent / "examples"
+def policy_hint(settings: Settings) -> str:
+    """Somebody who tries the product should not wait a day for the first ring."""
+    return (
+        " (rings soak for days; EUCORA_GATE_POLICY=demo for seconds)"
+        if settings.gate_policy == "standard"
+        else ""
+    )
