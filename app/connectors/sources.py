@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import os
 import stat
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -46,7 +47,7 @@ class FileRules:
             raise PermanentError(f"{uri} names another machine", service=service)
         try:
             path = Path(url2pathname(parts.path)).resolve(strict=True)
-            is_file = stat.S_ISREG(path.stat().st_mode)
+            is_file = stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
         except (OSError, RuntimeError, ValueError) as error:
             raise self._refusal(uri, service) if not self._is_open() else _no_file(uri, service) from error
         if not self._allows(path):
@@ -161,8 +162,8 @@ async def _store(answer: httpx.Response, file: IO[bytes]) -> AsyncGenerator[int,
         async for chunk in answer.aiter_raw():
             pending += chunk
             if len(pending) >= PIECE:
-                await asyncio.to_thread(file.write, bytes(pending))
-                pending.clear()
+                piece, pending = bytes(pending), bytearray()  # a cancelled write is still carried out
+                await asyncio.to_thread(file.write, piece)
                 if time.monotonic() - last >= REPORT_EVERY:
                     last = time.monotonic()
                     yield file.tell()
@@ -197,9 +198,11 @@ async def paced(steps: Iterator[int]) -> AsyncGenerator[int, None]:
         yield value
 
 
-def sweep(spool: Path, *, older_than: float) -> None:
-    """Remove what uploads left behind that were given up; ``older_than`` in seconds. Blocks."""
+def sweep(spool: Path, name: str, *, older_than: float) -> None:
+    """Remove what other uploads left behind that were given up; ``older_than`` in seconds. Blocks."""
     limit = time.time() - older_than
+    for path in spool.glob(f"{name}.*"):
+        path.touch()
     for path in spool.iterdir():
         if (
             path.suffix in {".package", ".part", ".content", ".json", ".making"}

@@ -81,7 +81,7 @@ class Sandbox:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Served over a real socket; at the end every exchange with Graph must have been one the contract allows."""
+    """Served over a real socket; at the end every exchange must have been one the contract allows."""
     ahead = [0.0]
     recorder = Recorder(create_app(scale=SCALE, clock=lambda: time.time() + ahead[0]))
     with serving(recorder) as url:
@@ -116,7 +116,9 @@ async def make(sandbox: Sandbox, tmp_path: Path, files: Path) -> AsyncIterator[M
 
     def build(*, services: dict[str, Any] | None = None, **settings: str) -> Intune:
         folder = tmp_path / f"spool-{len(made)}"
-        options = {"files": FileRules(allowed_roots=(files,)), "profile": QUICK} | (services or {})
+        options: dict[str, Any] = {"files": FileRules(allowed_roots=(files,)), "profile": QUICK} | (
+            services or {}
+        )
         plain = {**catalogue.sandbox_settings(Plane.INTUNE, sandbox.url), "poll_interval": "0.02"}
         checked = IntuneSettings.model_validate(plain | {"block_bytes": str(BLOCK)} | settings)
         connector = Intune(checked, Services(spool=folder, **options))

@@ -84,7 +84,7 @@ def contract() -> Json:
 
 
 def problems(exchange: Exchange, *, below: str) -> list[str]:
-    """What the contract does not allow of an exchange; ``below`` is the path that stands for the contract's root."""
+    """What the contract does not allow of an exchange; ``below`` is where the contract's root is served."""
     found = _template(exchange.path.removeprefix(below))
     operation = contract()["paths"].get(found, {}).get(exchange.method.lower())
     if operation is None:
@@ -147,7 +147,8 @@ def _answer(operation: Json, place: str, exchange: Exchange) -> list[str]:
 @cache
 def _registry() -> Registry[Any]:
     resource = Resource.from_contents(contract(), default_specification=DRAFT202012)
-    return Registry().with_resource(ROOT, resource)
+    registry: Registry[Any] = Registry().with_resource(ROOT, resource)
+    return registry
 
 
 def _errors(place: str, body: object) -> list[str]:

@@ -12,7 +12,11 @@ from app.connectors.contract import Plane
 from app.connectors.intune import Intune
 from app.connectors.services import Services
 
-OWN = {"token_url": "https://login.example/token", "client_id": "me", "client_secret": SecretStr("hidden")}
+OWN = {
+    "token_url": SecretStr("https://login.example/token"),
+    "client_id": SecretStr("me"),
+    "client_secret": SecretStr("hidden"),
+}
 
 
 @pytest.fixture

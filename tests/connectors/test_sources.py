@@ -21,7 +21,8 @@ from cryptography.x509.oid import NameOID
 from app.connectors.sources import FileRules, Sources, make_private, sweep
 from app.resilience import ResilientClient, RetryProfile, ServiceBreaker, create_resilient_client
 from app.resilience.errors import NotThere, PermanentError, TransientError
-from tests.resilience.misbehaving import Behaviour, Misbehaving, Received, answer, misbehaving, reset
+from tests.resilience.misbehaving import HANG, Behaviour, Misbehaving, Received, answer, misbehaving, reset
+from tests.waiting import eventually
 
 BODY = os.urandom(1_000_003)
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -96,6 +97,16 @@ def from_offset(stop_after: int | None = None, *, ranges: bool = True) -> Behavi
     return behave
 
 
+def and_hang(stop_after: int) -> Behaviour:
+    """So many bytes of the body, then silence."""
+
+    async def behave(_: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY[:stop_after])
+        await asyncio.sleep(HANG)
+
+    return behave
+
+
 async def fetched(sources: Sources, server: Misbehaving, sha256: str = DIGEST) -> Path:
     async with aclosing(sources.fetch(f"{server.url}/firefox.exe", sha256, "name")) as steps:
         async for _ in steps:
@@ -136,6 +147,21 @@ async def test_a_download_goes_on_in_another_run(sources: Sources, tls: ssl.SSLC
 
     assert path.read_bytes() == BODY
     assert server.received[0].headers["range"] == "bytes=500000-"
+
+
+async def test_a_download_that_is_cancelled_keeps_what_arrived(sources: Sources, tls: ssl.SSLContext) -> None:
+    async with misbehaving(and_hang(500_000), from_offset(), tls=tls) as server:
+        task = asyncio.create_task(fetched(sources, server))
+        await eventually((sources.spool / "name.part").exists, within=5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        kept = (sources.spool / "name.part").stat().st_size
+
+        path = await fetched(sources, server)
+
+    assert path.read_bytes() == BODY
+    assert server.received[-1].headers.get("range", "bytes=0-") == f"bytes={kept}-"
 
 
 async def test_a_server_without_ranges_is_read_from_the_start(sources: Sources, tls: ssl.SSLContext) -> None:
@@ -189,12 +215,12 @@ async def test_a_certificate_that_is_not_trusted_is_no_passing_trouble(
 
 
 def test_the_sweep_takes_only_what_is_old_and_ours(tmp_path: Path) -> None:
-    names = ["a.part", "a.package", "a.content", "a.json", "a.making", "kept.txt", "new.content"]
+    names = ["a.part", "a.package", "a.content", "a.json", "a.making", "kept.txt", "new.content", "mine.part"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
         if name != "new.content":
             os.utime(tmp_path / name, (0, time.time() - 7200))
 
-    sweep(tmp_path, older_than=3600)
+    sweep(tmp_path, "mine", older_than=3600)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.txt", "new.content"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.txt", "mine.part", "new.content"]

@@ -6,6 +6,7 @@ second assignment of a target is ignored, are users' reports.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr
@@ -39,6 +40,7 @@ Json = dict[str, Any]
 MOBILE_APPS = "/deviceAppManagement/mobileApps"
 MANAGED_DEVICES = "/deviceManagement/managedDevices"
 REPORT = "/deviceManagement/reports/retrieveDeviceAppInstallationStatusReport"
+BLOCK_TIMEOUT = 120.0
 OURS = (wire.REQUIRED, wire.UNINSTALL)
 
 MANIFEST = Manifest(
@@ -92,7 +94,8 @@ class Intune:
         self._http = services.client(
             SERVICE, base_url=settings.base_url, auth=token, max_concurrency=MANIFEST.max_concurrency
         )
-        self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency)
+        blocks = replace(services.profile, attempt_timeout=BLOCK_TIMEOUT, total=2 * BLOCK_TIMEOUT)
+        self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency, profile=blocks)
         self._downloads = services.client("external_api")
         self._graph = Graph(self._http, services.correlation_id)
         self._sources = Sources(SERVICE, self._downloads, services.spool, services.files)

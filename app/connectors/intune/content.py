@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 from xml.etree import ElementTree as ET
 
 from cryptography.hazmat.primitives import hashes, padding
@@ -88,7 +89,8 @@ def make_content(package: Path, entry: str, keys: Keys, spool: Path) -> Iterator
     target = content_path(spool, keys)
     if target.exists() and (is_archive(package) or target.with_suffix(".json").exists()):
         return
-    before, making = Identity.of(package), target.with_suffix(".making")
+    before = Identity.of(package)
+    making = target.with_suffix(f".{uuid4().hex}.making")  # a cancelled run may still be writing to its own
     with making.open("w+b") as file:
         if is_archive(package):
             yield from _extract(package, file)

@@ -136,7 +136,7 @@ class Upload:
         """Package to spool, spool to content; yields bytes read or written."""
         spool = self._sources.spool
         await asyncio.to_thread(make_private, spool)
-        await asyncio.to_thread(sweep, spool, older_than=SPOOL_KEPT)
+        await asyncio.to_thread(sweep, spool, self._keys.name, older_than=SPOOL_KEPT)
         try:
             package = await self._sources.locate(self._package.uri, self._keys.name)
             if not await asyncio.to_thread(self._is_spooled, package):

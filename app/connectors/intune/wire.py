@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our values as Graph v1.0 writes them, and its values as ours. Pure.
 
-Source: CSDL of Graph v1.0 (``win32LobApp``, ``mobileAppAssignment``, ``win32LobAppRule`` and their parts). That
+Source: CSDL of Graph v1.0 (``win32LobApp``, ``mobileAppAssignment``, ``win32LobAppRule`` and their parts). It
 has no ``displayVersion``, so the version stands beside the marker in ``notes``, which v1.0 stores.
 """
 
