@@ -46,6 +46,8 @@ async def wait_for_plane(job: Job, lane_id: UUID, error: Deferral) -> None:
 
 async def push_lane(job: Job, connector: Connector, push: Push) -> Outcome:
     """Take the steps that are left, in order; ``Again`` when an upload needs another run."""
+    if push.waits:
+        await find_back(job, connector, push)
     external_id = await publish(job, connector, push)
     if not await upload(job, connector, push, external_id):
         return Again(timedelta(0), "the upload goes on")
@@ -55,6 +57,13 @@ async def push_lane(job: Job, connector: Connector, push: Push) -> Outcome:
     async with job.transaction() as session:
         await lanes.confirm_push(session, push.lane_id, external_id=external_id, now=job.runtime.clock())
     return Done({"external_id": external_id})
+
+
+async def find_back(job: Job, connector: Connector, push: Push) -> None:
+    """Ask a plane that was away whether it is back, before anything is sent to it."""
+    await connector.check()
+    async with job.transaction() as session:
+        await lanes.resume_push(session, push.lane_id, now=job.runtime.clock())
 
 
 async def publish(job: Job, connector: Connector, push: Push) -> str:
@@ -87,7 +96,7 @@ async def upload(job: Job, connector: Connector, push: Push, external_id: str) -
 
 
 async def send_content(job: Job, connector: Connector, push: Push, external_id: str) -> bool:
-    """Drive the connector's upload, keeping its checkpoints, until it is done or the soft limit is reached."""
+    """Drive the connector's upload, keeping its checkpoints, until it is done or at the soft limit."""
     step, saved_at, first = push.steps[Action.UPLOAD], job.runtime.clock(), None
     progress = connector.upload(push.app_for(Action.UPLOAD), external_id, step.checkpoint)
     async with aclosing(progress):
@@ -137,7 +146,7 @@ async def measure_ring(job: Job) -> Outcome:
     """Read what every device reports, store it, judge the lane; again after the policy's interval."""
     lane_id = UUID(job.claimed.subject.id)
     async with job.transaction() as session:
-        measurement = await lanes.begin_measure(session, lane_id, now=job.runtime.clock())
+        measurement = await lanes.begin_measure(session, lane_id)
     if measurement is None:
         return Done()
     try:
@@ -154,7 +163,7 @@ async def measure_ring(job: Job) -> Outcome:
 
 
 async def execute_rollback(job: Job) -> Outcome:
-    """Take one lane back and watch until no device has the version any more; again after the policy's interval."""
+    """Take one lane back and watch, at the policy's interval, until no device has the version any more."""
     lane_id, deployment_id = UUID(job.claimed.subject.id), job.claimed.deployment_id
     if deployment_id is None:
         raise ValueError(f"operation {job.claimed.id} has no deployment")
@@ -196,7 +205,7 @@ async def take_back(job: Job, connector: Connector, removal: Removal, deployment
 
 
 async def previous_version(job: Job, connector: Connector, removal: Removal) -> str | None:
-    """The id of the version to return to: the ledger's, or one that the plane still has; None means removal alone.
+    """The id of the version to return to: the ledger's, or one the plane still has; None: only remove.
 
     The choice is kept with the effect, so that a later run does not choose differently.
     """
@@ -233,7 +242,7 @@ async def watch(job: Job, connector: Connector, removal: Removal, previous_id: s
 
 
 async def unassign(job: Job, connector: Connector, removal: Removal) -> None:
-    """Withdraw the uninstallation: every device has answered, so that nothing of the deployment stays assigned."""
+    """Withdraw the uninstallation once every device has answered: nothing we assigned stays behind."""
     assignment = removal.assignment(removal.unassign, None)
 
     async def send() -> None:

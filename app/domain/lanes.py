@@ -44,7 +44,7 @@ PUSH_ACTIONS = (Action.PUBLISH, Action.UPLOAD, Action.ASSIGN)
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Everything a push needs to know, read in one transaction. ``app.key`` is each effect's own: see ``app_for``."""
+    """What a push needs to know, read in one transaction. ``app.key`` is each effect's own: ``app_for``."""
 
     lane_id: UUID
     deployment_id: UUID
@@ -52,6 +52,7 @@ class Push:
     app: App
     target: Target
     steps: dict[Action, Planned]
+    waits: bool
 
     def app_for(self, action: Action) -> App:
         """The application under the key of one effect."""
@@ -91,8 +92,8 @@ async def begin_push(
 ) -> Push | timedelta | None:
     """Plan the lane's effects and move it to PUSHING.
 
-    A delay says to look again then (the deployment is paused); None that there is nothing to push any more. Locks
-    the deployment. May be repeated: what is confirmed stays confirmed.
+    A delay says to look again then (the deployment is paused); None that there is nothing to push any more.
+    Locks the deployment. May be repeated: what is confirmed stays confirmed.
     """
     deployment, lane = await lock_lane(session, lane_id)
     if lane.status not in PUSHABLE or deployment.status not in PUSHING:
@@ -103,10 +104,11 @@ async def begin_push(
     steps = {action: await effects.plan(session, lane, action, operation_id) for action in PUSH_ACTIONS}
     if deployment.status in {DeploymentStatus.PENDING, DeploymentStatus.APPROVED}:
         await deployments.move(session, deployment, DeploymentStatus.DEPLOYING, now=now)
-    await to_pushing(session, deployment, lane, now=now)
-    return Push(
-        lane_id, deployment.id, Plane(lane.plane), application(deployment, plane), target_of(lane), steps
-    )
+    waits = lane.status is LaneStatus.WAITING_PLANE
+    if not waits:
+        await to_pushing(session, deployment, lane, now=now)
+    app = application(deployment, plane)
+    return Push(lane_id, deployment.id, Plane(lane.plane), app, target_of(lane), steps, waits)
 
 
 async def to_pushing(
@@ -120,10 +122,17 @@ async def to_pushing(
         await deployments.move_lane(session, deployment, lane, LaneStatus.PUSHING, now=now)
 
 
+async def resume_push(session: AsyncSession, lane_id: UUID, *, now: datetime) -> None:
+    """The plane answers again."""
+    deployment, lane = await lock_lane(session, lane_id)
+    if lane.status is LaneStatus.WAITING_PLANE and lane.pushed_at is None:
+        await to_pushing(session, deployment, lane, now=now)
+
+
 async def wait_for_plane(
     session: AsyncSession, lane_id: UUID, *, error: dict[str, Any], now: datetime
 ) -> None:
-    """The plane is away or asks for patience: the lane's clocks stand still until it is called again."""
+    """The plane is away or asks for patience: the lane's clocks stand still until it answers again."""
     deployment, lane = await lock_lane(session, lane_id)
     if lane.status not in {LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.MEASURING}:
         return
@@ -132,11 +141,11 @@ async def wait_for_plane(
 
 
 def end_waiting(lane: RingDeployment, now: datetime) -> None:
-    """Add the time the plane was away; the measurement clock starts anew so that it counts for no soak."""
-    if lane.waiting_since is not None:
+    """Add the time the plane was away since the push; it counts for no soak and no device's deadline."""
+    if lane.waiting_since is not None and lane.pushed_at is not None:
         lane.waited += now - lane.waiting_since
-        lane.waiting_since = None
-        lane.measured_at = now if lane.pushed_at else None
+        lane.measured_at = now
+    lane.waiting_since = None
 
 
 async def targeted(session: AsyncSession, lane_id: UUID, *, now: datetime) -> bool:
@@ -188,24 +197,37 @@ class Measurement:
     external_id: str
 
 
-async def begin_measure(session: AsyncSession, lane_id: UUID, *, now: datetime) -> Measurement | None:
+async def begin_measure(session: AsyncSession, lane_id: UUID) -> Measurement | None:
     """What to measure; None if the lane is no longer measured."""
-    deployment, lane = await lock_lane(session, lane_id)
-    waiting = lane.status is LaneStatus.WAITING_PLANE and lane.pushed_at is not None
-    if not (lane.status is LaneStatus.MEASURING or waiting) or lane.external_id is None:
+    lane = await session.get_one(RingDeployment, lane_id)
+    if not is_measured(lane) or lane.external_id is None:
         return None
-    if waiting:
-        end_waiting(lane, now)
-        lane.error = None
-        await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
     return Measurement(lane_id, Plane(lane.plane), lane.external_id)
+
+
+def is_measured(lane: RingDeployment) -> bool:
+    """Whether the lane was pushed and is waiting for its verdict, or for its plane on the way there."""
+    return lane.status is LaneStatus.MEASURING or (
+        lane.status is LaneStatus.WAITING_PLANE and lane.pushed_at is not None
+    )
+
+
+async def back_to_measuring(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
+) -> None:
+    """The plane answers again."""
+    end_waiting(lane, now)
+    lane.error = None
+    await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
 
 
 async def finish_measure(session: AsyncSession, lane_id: UUID, *, now: datetime) -> timedelta | None:
     """Judge the lane by what was stored and act on the verdict; when to measure again, None if never."""
     deployment, lane = await lock_lane(session, lane_id)
-    if lane.status is not LaneStatus.MEASURING or lane.pushed_at is None:
+    if not is_measured(lane) or lane.pushed_at is None:
         return None
+    if lane.status is LaneStatus.WAITING_PLANE:
+        await back_to_measuring(session, deployment, lane, now=now)
     policy = deployments.policy_of(deployment)
     age = now - lane.pushed_at - lane.waited
     await devices.expire(session, lane.id, policy, asked_for=age, now=now)
@@ -218,7 +240,7 @@ async def finish_measure(session: AsyncSession, lane_id: UUID, *, now: datetime)
 
 
 def soak(lane: RingDeployment, interval: timedelta, now: datetime) -> None:
-    """Let the soak clock run since the last measurement, for two intervals at most: older ones are not fresh."""
+    """Run the soak clock since the last measurement, two intervals at most: older ones are not fresh."""
     since = lane.measured_at or now
     lane.soak_elapsed += max(timedelta(0), min(now - since, 2 * interval))
     lane.measured_at = now
@@ -250,7 +272,11 @@ async def act(
 ) -> None:
     """Do what the verdict says; a lane that merely waits for time or devices goes on being measured."""
     counts = counts_of(lane)
-    told: dict[str, Any] = {"success": counts.succeeded, "failure": counts.failed, "targeted": counts.targeted}
+    told: dict[str, Any] = {
+        "success": counts.succeeded,
+        "failure": counts.failed,
+        "targeted": counts.targeted,
+    }
     match judgement.verdict:
         case Verdict.PROMOTE:
             lane.finished_at = now
@@ -296,7 +322,11 @@ async def retarget(
     started: list[UUID] = []
     for deployment_id in (await session.scalars(waiting.order_by(RingDeployment.deployment_id))).all():
         deployment = await deployments.lock(session, deployment_id)
-        if deployment.paused and deployments.current_ring(deployment) is ring and deployment.status in PUSHING:
+        if (
+            deployment.paused
+            and deployments.current_ring(deployment) is ring
+            and deployment.status in PUSHING
+        ):
             started += await _push_to(session, deployment, plane, ring, target, actor=actor, now=now)
     return started
 

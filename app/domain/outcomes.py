@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import deployments, lanes, rollback, rollout
+from app.domain import deployments, lanes, operations, rollback, rollout
 from app.domain.operations import OperationKind
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, RingDeployment
 
@@ -19,13 +19,13 @@ FINAL_CLASSES = frozenset({"permanent", "auth", "policy_violation"})
 
 
 async def operation_ended(session: AsyncSession, operation: Operation) -> None:
-    """Settle the lane of an operation that is FAILED or CANCELLED, in the same transaction. Locks the deployment."""
+    """Settle the lane of a FAILED or CANCELLED operation, in the same transaction. Locks the deployment."""
     if operation.subject_type != "lane":
         return
     deployment, lane = await lanes.lock_lane(session, UUID(operation.subject_id))
     if operation.kind == OperationKind.EXECUTE_ROLLBACK.value:
         await _rollback_ended(session, deployment, lane, operation)
-    elif lane.status in PUSHED_OR_PUSHING and deployment.status not in {DeploymentStatus.ROLLING_BACK}:
+    elif lane.status in PUSHED_OR_PUSHING and deployment.status is not DeploymentStatus.ROLLING_BACK:
         await _work_ended(session, deployment, lane, operation)
 
 
@@ -87,9 +87,20 @@ async def operation_revived(session: AsyncSession, operation: Operation) -> None
         return
     if deployment.status is DeploymentStatus.FAILED:
         await deployments.move(session, deployment, DeploymentStatus.DEPLOYING, now=now)
+        await push_the_others(session, deployment, lane)
     if operation.kind == OperationKind.MEASURE_RING.value and lane.status is LaneStatus.HELD:
         lane.measured_at = now
         await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
+
+
+async def push_the_others(session: AsyncSession, deployment: Deployment, revived: RingDeployment) -> None:
+    """Pushes of the same ring that gave up because the deployment had failed start again with it."""
+    stopped = {LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.WAITING_PLANE}
+    for lane in deployments.ring_lanes(deployment, revived.ring):
+        if lane.id == revived.id or lane.status not in stopped or lane.operation_id is None:
+            continue
+        if (await operations.get(session, lane.operation_id)).status in operations.ENDED:
+            await deployments.queue_push(session, deployment, lane)
 
 
 async def database_now(session: AsyncSession) -> datetime:

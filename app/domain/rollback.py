@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way back: newest ring first, exactly the lanes the ledger says were touched, proved device by device."""
+"""The way back: newest ring first, exactly the lanes the ledger calls touched, proved device by device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ async def begin(
     reason: str | None = None,
     version: int | None = None,
 ) -> tuple[Deployment, UUID | None]:
-    """Take a deployment back; the deployment, and the first operation if work was started. A repeat changes nothing.
+    """Take a deployment back; it, and the first operation if work was started. A repeat changes nothing.
 
     Raises:
         NotFound, VersionMismatch: as ``deployments.lock``.
@@ -60,7 +60,7 @@ async def begin(
     if deployment.status is DeploymentStatus.ROLLED_BACK:
         return deployment, None
     if deployment.status is DeploymentStatus.ROLLING_BACK:
-        return deployment, deployment.operation_id
+        return deployment, current_operation(deployment)
     if not any(lane.started_at for lane in deployment.lanes):
         raise IllegalTransition(
             f"the deployment is {deployment.status.value} and nothing was pushed",
@@ -72,7 +72,7 @@ async def begin(
 async def begin_locked(
     session: AsyncSession, deployment: Deployment, *, actor: str, now: datetime, reason: str | None
 ) -> UUID | None:
-    """The same for a deployment that is locked already; the first operation, None if nothing has to be taken back."""
+    """The same for a locked deployment; the first operation, None if nothing has to be taken back."""
     await deployments.move(
         session, deployment, DeploymentStatus.ROLLING_BACK, actor=actor, now=now, reason=reason
     )
@@ -90,7 +90,7 @@ async def begin_locked(
 
 
 async def stop_operations(session: AsyncSession, deployment_id: UUID) -> None:
-    """Cancel what would still push or measure; what runs is told to stop and is waited for by the rollback's jobs."""
+    """Cancel what would push or measure; what runs is told to stop, and the rollback's jobs wait for it."""
     forward = (OperationKind.DEPLOY_TO_CONNECTOR, OperationKind.MEASURE_RING)
     query = select(Operation.id).where(
         Operation.deployment_id == deployment_id,
@@ -106,16 +106,21 @@ async def _nothing_more(_: AsyncSession, __: Operation) -> None:
 
 
 async def next_ring(session: AsyncSession, deployment: Deployment, *, now: datetime) -> UUID | None:
-    """Queue the newest ring that is still to be taken back; the first operation. Without one the rollback is complete."""
+    """Queue the newest ring still to take back; its first operation. Without one the rollback is complete."""
     waiting = [lane for lane in deployment.lanes if lane.status is LaneStatus.ROLLING_BACK]
     if not waiting:
         await deployments.move(session, deployment, DeploymentStatus.ROLLED_BACK, now=now)
         return None
     position = max(lane.position for lane in waiting)
     queued = [await _queue(session, deployment, lane) for lane in waiting if lane.position == position]
-    deployment.operation_id = queued[0]
     await session.flush()
     return queued[0]
+
+
+def current_operation(deployment: Deployment) -> UUID | None:
+    """The first operation of the ring that is being taken back now."""
+    waiting = [lane for lane in deployment.lanes if lane.status is LaneStatus.ROLLING_BACK]
+    return max(waiting, key=lambda lane: lane.position).operation_id if waiting else None
 
 
 async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
@@ -131,7 +136,7 @@ async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeploy
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What to take back from where. ``rollback_version`` is to be looked for on the plane if ``previous_id`` is None."""
+    """What to take back from where. Without ``previous_id`` look for ``rollback_version`` on the plane."""
 
     lane_id: UUID
     plane: Plane
@@ -151,7 +156,7 @@ class Removal:
 async def begin_removal(
     session: AsyncSession, lane_id: UUID, operation_id: UUID, *, deployment_id: UUID
 ) -> Removal | timedelta | None:
-    """What this lane's rollback has to do; a delay while a push of the lane still runs; None if nothing is left to do."""
+    """What this lane's rollback has to do; a delay while a push still runs; None if nothing is left."""
     deployment = await deployments.lock(session, deployment_id)
     lane = next(lane for lane in deployment.lanes if lane.id == lane_id)
     if lane.status is not LaneStatus.ROLLING_BACK:
@@ -192,7 +197,7 @@ async def _published_id(session: AsyncSession, lane: RingDeployment) -> str:
 
 
 async def _ledger_version(session: AsyncSession, deployment: Deployment, plane: str) -> str | None:
-    """The vendor's id of the version to return to, if this control plane published it itself and it is still known."""
+    """The vendor's id of the version to return to, if we published it ourselves and still know it."""
     if deployment.rollback_version is None:
         return None
     query = (
@@ -237,7 +242,7 @@ async def weigh(
 async def finish_lane(
     session: AsyncSession, lane_id: UUID, *, deployment_id: UUID, complete: bool, now: datetime
 ) -> None:
-    """Close a lane's rollback and go on to the next ring; one that could not be completed fails the deployment."""
+    """Close a lane's rollback and go on to the next ring; an incomplete one fails the deployment."""
     deployment = await deployments.lock(session, deployment_id)
     lane = next(lane for lane in deployment.lanes if lane.id == lane_id)
     if lane.status is not LaneStatus.ROLLING_BACK:

@@ -56,7 +56,7 @@ async def measure(
     session: AsyncSession, lane: RingDeployment, state: InstallState, *names: str, now: datetime
 ) -> timedelta | None:
     """Everything a measuring job writes; when it would measure again."""
-    if await lanes.begin_measure(session, lane.id, now=now) is None:
+    if await lanes.begin_measure(session, lane.id) is None:
         return None
     reports = [DeviceReport(name, name, state) for name in names]
     await lanes.store_reports(session, lane.id, reports, now=now)
@@ -68,7 +68,8 @@ async def reload(session: AsyncSession, deployment: Deployment) -> Deployment:
 
 
 async def event_types(session: AsyncSession, deployment: Deployment) -> list[str]:
-    return list(await session.scalars(select(Event.type).filter_by(deployment_id=deployment.id).order_by(Event.sequence)))
+    query = select(Event.type).filter_by(deployment_id=deployment.id).order_by(Event.sequence)
+    return list(await session.scalars(query))
 
 
 async def pass_ring(session: AsyncSession, deployment: Deployment, ring: Ring, now: datetime) -> None:
@@ -142,10 +143,10 @@ async def test_clocks_stand_still_while_the_plane_is_away(session: AsyncSession)
     await push(session, lane, "a")
 
     await lanes.wait_for_plane(session, lane.id, error={"code": "circuit_open"}, now=NOON + S)
-    assert lane.status is LaneStatus.WAITING_PLANE
+    waiting = lane.status
     await measure(session, lane, InstallState.PENDING, "a", now=NOON + timedelta(hours=1))
 
-    assert lane.status is LaneStatus.MEASURING
+    assert (waiting, lane.status) == (LaneStatus.WAITING_PLANE, LaneStatus.MEASURING)
     assert lane.waited == timedelta(hours=1) - S
     assert (lane.soak_elapsed, lane.failure_count, lane.unreachable_count) == (timedelta(0), 0, 0)
 
@@ -160,7 +161,9 @@ async def test_an_empty_target_is_its_own_outcome_and_pauses_the_deployment(sess
     assert (stopped.status, stopped.paused) == (DeploymentStatus.DEPLOYING, True)
 
 
-async def test_an_empty_lane_is_skipped_when_another_lane_of_the_ring_has_devices(session: AsyncSession) -> None:
+async def test_an_empty_lane_is_skipped_when_another_lane_of_the_ring_has_devices(
+    session: AsyncSession,
+) -> None:
     deployment = await make_deployment(session, planes=(Plane.INTUNE, Plane.JAMF))
     empty, full = deployments.ring_lanes(deployment, Ring.LAB)
 
@@ -180,7 +183,9 @@ async def test_promoting_an_empty_ring_needs_a_reason(session: AsyncSession) -> 
 
     with pytest.raises(Invalid, match="reason"):
         await deployments.promote(session, deployment.id, actor="bob", now=NOON)
-    promoted, operation_id = await deployments.promote(session, deployment.id, actor="bob", now=NOON, reason="no lab")
+    promoted, operation_id = await deployments.promote(
+        session, deployment.id, actor="bob", now=NOON, reason="no lab"
+    )
 
     assert promoted.paused is False
     assert operation_id == promoted.lanes[1].operation_id
@@ -200,7 +205,9 @@ async def test_a_ring_waits_for_all_its_lanes(session: AsyncSession) -> None:
     assert [lane.operation_id for lane in deployments.ring_lanes(after, Ring.CANARY)] == [None, None]
 
 
-async def test_manual_promotion_waits_for_a_person_and_a_repeat_changes_nothing(session: AsyncSession) -> None:
+async def test_manual_promotion_waits_for_a_person_and_a_repeat_changes_nothing(
+    session: AsyncSession,
+) -> None:
     deployment = await make_deployment(session, promotion=Promotion.MANUAL)
     await pass_ring(session, deployment, Ring.LAB, NOON)
     assert (await reload(session, deployment)).lanes[1].operation_id is None
@@ -235,7 +242,9 @@ async def test_a_held_lane_is_promoted_only_by_an_override_that_names_reason_and
     with pytest.raises(Invalid, match="override"):
         await deployments.promote(session, deployment.id, actor="bob", now=NOON)
     with pytest.raises(Invalid, match="expired"):
-        await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=Override("ok", NOON))
+        await deployments.promote(
+            session, deployment.id, actor="bob", now=NOON, override=Override("ok", NOON)
+        )
     override = Override("known bad device", NOON + timedelta(days=1))
     await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=override)
 
@@ -322,7 +331,7 @@ async def test_a_push_after_a_rollback_began_does_nothing(session: AsyncSession)
     await rollback.begin(session, deployment.id, actor="bob", now=NOON)
 
     assert await lanes.begin_push(session, lane.id, new_id(), now=NOON) is None
-    assert await lanes.begin_measure(session, lane.id, now=NOON) is None
+    assert await lanes.begin_measure(session, lane.id) is None
 
 
 async def test_a_lane_whose_assignment_never_left_is_cancelled_not_rolled_back(session: AsyncSession) -> None:
@@ -406,3 +415,33 @@ async def test_setting_a_target_moves_no_ring_that_has_devices(session: AsyncSes
     target = Target(TargetKind.GROUP, "another-group")
 
     assert await lanes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON) == []
+
+
+async def test_time_waited_before_the_push_shortens_no_deadline_after_it(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    await lanes.wait_for_plane(session, lane.id, error={"code": "circuit_open"}, now=NOON)
+    later = NOON + timedelta(hours=5)
+
+    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=later)
+    assert isinstance(begun, Push)
+    assert (begun.waits, lane.status) == (True, LaneStatus.WAITING_PLANE)
+    await lanes.resume_push(session, lane.id, now=later)
+    await push(session, lane, "a", now=later)
+
+    assert (lane.status, lane.waited) == (LaneStatus.MEASURING, timedelta(0))
+
+
+async def test_a_plane_that_stays_away_is_told_once(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+
+    for minute in range(1, 4):
+        assert await lanes.begin_measure(session, lane.id) is not None
+        at = NOON + timedelta(minutes=minute)
+        await lanes.wait_for_plane(session, lane.id, error={"code": "circuit_open"}, now=at)
+
+    assert (await event_types(session, deployment)).count("lane.waiting_plane") == 1
+    assert lane.waiting_since == NOON + timedelta(minutes=1)
