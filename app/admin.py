@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -20,11 +22,13 @@ import migrations
 from app.database import database_url
 from app.domain import accounts
 from app.embedded import with_running_servers
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.models import ApiToken, Role
 from app.settings import Settings
 
 MIGRATION_LOCK = 0x6575636F7261  # "eucora"; any number that nothing else in the database locks
+CONNECT_TIMEOUT = 10.0
+CANNOT_CONNECT = (OSError, TimeoutError, DBAPIError, asyncpg.PostgresError)
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
@@ -37,14 +41,34 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 async def migrate(url: URL) -> None:
     """Bring the database to the newest revision; one migrator at a time, a second one waits."""
-    engine = create_async_engine(url, poolclass=NullPool)
+    async with connection_to(url) as connection:
+        await lock_migrations(connection)
+        await connection.run_sync(upgrade)
+        await connection.commit()
+
+
+@asynccontextmanager
+async def connection_to(url: URL) -> AsyncIterator[AsyncConnection]:
+    """One connection.
+
+    Raises:
+        Unavailable: there is none to be had.
+    """
+    engine = create_async_engine(url, poolclass=NullPool, connect_args={"timeout": CONNECT_TIMEOUT})
     try:
-        async with engine.connect() as connection:
-            await lock_migrations(connection)
-            await connection.run_sync(upgrade)
-            await connection.commit()
+        connection = await engine.connect()
+    except CANNOT_CONNECT as error:
+        raise Unavailable(f"the database does not answer: {reason(error)}") from error
+    try:
+        yield connection
     finally:
+        await connection.close()
         await engine.dispose()
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line; its kind, where it has no words."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 async def lock_migrations(connection: AsyncConnection) -> None:
@@ -81,12 +105,13 @@ async def migrate_installation(settings: Settings) -> None:
 @asynccontextmanager
 async def session_of(settings: Settings) -> AsyncIterator[AsyncSession]:
     """A transaction on the installation's database."""
-    engine = create_async_engine(database_url(with_running_servers(settings)), poolclass=NullPool)
-    try:
-        async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
-            yield session
-    finally:
-        await engine.dispose()
+    url = database_url(with_running_servers(settings))
+    async with (
+        connection_to(url) as connection,
+        AsyncSession(connection, expire_on_commit=False) as session,
+        session.begin(),
+    ):
+        yield session
 
 
 async def create_token(settings: Settings, *, role: str, name: str, expires_days: int | None) -> str:

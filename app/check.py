@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from app import admin
 from app.connectors.catalogue import open_planes
@@ -21,7 +17,7 @@ from app.connectors.services import Services
 from app.database import database_url
 from app.domain.gates import load_policy
 from app.embedded import with_running_servers
-from app.errors import Invalid
+from app.errors import Invalid, Unavailable
 from app.redis import open_redis
 from app.resilience.errors import CallError
 from app.settings import Settings, unknown_variables
@@ -29,7 +25,6 @@ from app.settings import Settings, unknown_variables
 POSTGRES_MINIMUM = 14
 REDIS_MINIMUM = 6
 TOKEN_MINIMUM = 20
-CONNECT_TIMEOUT = 10.0
 
 
 class Level(StrEnum):
@@ -96,22 +91,16 @@ async def check_database(settings: Settings) -> Findings:
         yield Finding(Level.OK, "database", "EUCORA_DATABASE_URL is not set: `eucora up` starts PostgreSQL")
         return
     try:
-        engine = create_async_engine(
-            database_url(settings), poolclass=NullPool, connect_args={"timeout": CONNECT_TIMEOUT}
-        )
+        async with admin.connection_to(database_url(settings)) as connection:
+            major = int((connection.dialect.server_version_info or (0,))[0])
+            pending = await connection.run_sync(admin.pending_revisions)
     except Invalid as error:
         yield Finding(Level.FAIL, "database", error.detail, "correct EUCORA_DATABASE_URL")
         return
-    try:
-        async with engine.connect() as connection:
-            major = int((connection.dialect.server_version_info or (0,))[0])
-            pending = await connection.run_sync(admin.pending_revisions)
-    except (OSError, TimeoutError, DBAPIError, asyncpg.PostgresError) as error:
+    except Unavailable as error:
         remedy = "is it running, and is EUCORA_DATABASE_URL right (host, port, user, password, database)?"
-        yield Finding(Level.FAIL, "database", f"does not answer: {reason(error)}", remedy)
+        yield Finding(Level.FAIL, "database", error.detail, remedy)
         return
-    finally:
-        await engine.dispose()
     if major < POSTGRES_MINIMUM:
         yield Finding(Level.FAIL, "database", f"PostgreSQL {major}", f"use {POSTGRES_MINIMUM} or newer")
     else:
@@ -138,7 +127,7 @@ async def check_redis(settings: Settings) -> Findings:
             yield finding
     except (OSError, RedisError) as error:
         remedy = "is it running, and is EUCORA_REDIS_URL right (host, port, user, password)?"
-        yield Finding(Level.FAIL, "redis", f"does not answer: {reason(error)}", remedy)
+        yield Finding(Level.FAIL, "redis", f"does not answer: {admin.reason(error)}", remedy)
     finally:
         await client.aclose()
 
@@ -182,10 +171,5 @@ async def check_plane(plane: Plane, connector: Connector) -> Finding:
         health = await connector.check()
     except CallError as error:
         remedy = f"are the EUCORA_PLANES__{plane.upper()}__… settings right, and is {connector.base_url} up?"
-        return Finding(Level.FAIL, plane, f"{error.error_class}: {reason(error)}", remedy)
+        return Finding(Level.FAIL, plane, f"{error.error_class}: {admin.reason(error)}", remedy)
     return Finding(Level.OK, plane, health.detail)
-
-
-def reason(error: BaseException) -> str:
-    """An error in one line; its kind, where it has no words."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

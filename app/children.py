@@ -93,7 +93,7 @@ class Child:
     @property
     def pid(self) -> int:
         """The process id at this moment; it changes when the child is started again."""
-        if self._process is None:
+        if self._process is None or self._process.returncode is not None:
             raise ChildFailed(f"{self.recipe.name} is not running")
         return self._process.pid
 
@@ -135,6 +135,8 @@ class Child:
                 await self._launch()
             except ChildFailed as failure:
                 self._report(failure.detail)
+            except OSError as error:  # a full disk, no more processes: that may pass, too
+                self._report(f"{self.recipe.name} cannot be started: {error}")
 
     async def _launch(self) -> None:
         recipe = self.recipe
@@ -176,7 +178,6 @@ class Child:
                 async with asyncio.timeout(patience):
                     await process.wait()
                 break
-        self._process = None
 
     def _tail(self) -> str:
         """The end of what it logged since this start, if anything."""

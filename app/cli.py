@@ -2,6 +2,7 @@
 """The command line. Each command imports what it needs when it runs, so that ``--help`` is quick."""
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Coroutine
@@ -51,6 +52,12 @@ def fail(reason: str, *, code: int) -> None:
     sys.exit(code)
 
 
+def say(line: str) -> None:
+    """Print a line, unless nobody listens any more: what runs must not end because a terminal was closed."""
+    with contextlib.suppress(OSError):
+        typer.echo(line)
+
+
 def settings_of(data_dir: Path | None) -> Settings:
     """The settings, with the option of the command line before the variable."""
     return Settings() if data_dir is None else Settings(data_dir=data_dir)
@@ -78,7 +85,7 @@ def up(
     plan = supervisor.Plan(
         settings=settings_of(data_dir), port=port, workers=workers, sandbox_port=sandbox_port
     )
-    run(supervisor.up(plan, report=typer.echo))
+    run(supervisor.up(plan, report=say))
 
 
 @cli.command()

@@ -93,10 +93,13 @@ def open_data_folder(path: Path, *, report: Report) -> Iterator[DataFolder]:
 
 def make_private(path: Path) -> None:
     """Make the directory for us alone; as root, others may pass through it to what is theirs."""
-    if not path.exists():
-        path.mkdir(parents=True)
-        path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-    if not os.access(path, os.W_OK | os.X_OK):
+    try:
+        if not path.exists():
+            path.mkdir(parents=True)
+            path.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    except OSError as error:
+        raise ChildFailed(f"the data directory {path} cannot be made: {error.strerror}") from error
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
         raise ChildFailed(f"the data directory {path} cannot be written: choose another with --data-dir")
 
 

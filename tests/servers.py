@@ -14,7 +14,7 @@ import asyncpg
 from sqlalchemy import URL, make_url
 
 from app import admin
-from app.data_folder import DataFolder, open_data_folder
+from app.data_folder import DataFolder, open_data_folder, short_base
 from app.embedded import embedded_postgres, embedded_valkey
 
 numbers = itertools.count()
@@ -31,7 +31,7 @@ class Servers:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for servers, through which their account may pass; removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="eucora-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix="eucora-tests-", dir=short_base()))
     folder.chmod(0o711)
     try:
         yield folder

@@ -68,6 +68,13 @@ async def test_a_command_that_needs_a_database_says_which_setting_is_missing(tmp
     assert (code, errors) == (1, "eucora: EUCORA_DATABASE_URL is not set\n")
 
 
+async def test_a_command_whose_database_is_away_says_so() -> None:
+    code, _, errors = await eucora("migrate", EUCORA_DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/x")
+
+    assert code == 1
+    assert errors.startswith("eucora: the database does not answer: ")
+
+
 async def test_the_openapi_document_is_printed_sorted() -> None:
     code, output, errors = await eucora("openapi")
 
