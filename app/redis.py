@@ -13,7 +13,6 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import Invalid
 
@@ -145,13 +144,15 @@ def open_redis(url: str) -> ArqRedis:
 
 def _limits() -> dict[str, Any]:
     # A refused connection is a bare OSError, which redis-py's own list of errors to retry does not match.
+    # Time-outs are not retried: redis-py nests its retries, a silent server would hold a caller for minutes.
+    again: tuple[Any, ...] = (RedisConnectionError, OSError)
     return {
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
         "health_check_interval": HEALTH_CHECK,
-        "retry": Retry(ExponentialBackoff(cap=BACK_OFF_CAP, base=BACK_OFF), RETRIES),
-        "retry_on_error": [RedisConnectionError, RedisTimeoutError, OSError],
+        "retry": Retry(ExponentialBackoff(cap=BACK_OFF_CAP, base=BACK_OFF), RETRIES, supported_errors=again),
+        "retry_on_error": list(again),
     }
 
 

@@ -153,7 +153,7 @@ async def test_an_emptied_redis_loses_nothing(bench: Bench, workers: Workers) ->
     await redis.flushall()
     gate.touch()
 
-    await eventually(lambda: finished(bench), until=lambda number: number == 202, within=30)
+    await eventually(lambda: finished(bench), until=lambda number: number == 202, within=60)
     assert await bench.count("runs") == 202
     assert await bench.count("effects_of_jobs") == 202
 
@@ -314,6 +314,6 @@ async def test_the_whole_fleet_killed_at_once_loses_nothing(bench: Bench, worker
     gate.touch()
     await workers.start(lease=3, heartbeat=1)
 
-    await eventually(lambda: finished(bench), until=lambda number: number == 60, within=30)
+    await eventually(lambda: finished(bench), until=lambda number: number == 60, within=60)
     for operation_id in queued:
         assert await bench.count("effects_of_jobs", operation_id) == 1

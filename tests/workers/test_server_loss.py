@@ -66,7 +66,7 @@ async def test_a_redis_that_restarts_empty_loses_nothing(bench: Bench, crew: Wor
         assert (await bench.ended(operation_id)).status is OperationStatus.SUCCEEDED
     await valkey.child.start()
 
-    await eventually(partial(succeeded, bench), until=lambda number: number == 202, within=20)
+    await eventually(partial(succeeded, bench), until=lambda number: number == 202, within=60)
     assert await bench.count("runs") == 202
     assert await bench.count("effects_of_jobs") == 202
     assert worker.process.returncode is None
