@@ -29,7 +29,7 @@ def database_url(settings: Settings) -> URL:
 
 
 def open_engine(url: URL, limits: DatabaseSettings, *, process: str) -> AsyncEngine:
-    """A pool for transactions: each connection is pinged at checkout and carries the limits and the process's name."""
+    """A pool for transactions: connections are pinged at checkout and carry limits and process name."""
     return create_async_engine(url, pool_pre_ping=True, **_pool(limits, process))
 
 
@@ -63,7 +63,7 @@ def _pool(limits: DatabaseSettings, process: str) -> dict[str, Any]:
 def ping_when_idle(engine: AsyncEngine, *, idle: float = 10.0) -> None:
     """Ping a pooled connection at checkout, but not one that was used in the last ``idle`` seconds.
 
-    SQLAlchemy's own pre-ping costs a round trip on every checkout, which is most of what a hot statement costs.
+    SQLAlchemy's own pre-ping costs a round trip on every checkout: most of what a hot statement costs.
     """
 
     @event.listens_for(engine.sync_engine, "checkin")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong inside the control plane, by kind. HTTP statuses are paired with these in ``app.api.problems``."""
+"""What can go wrong inside the control plane, by kind; ``app.api.problems`` pairs HTTP statuses."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -83,7 +83,7 @@ class PlaneNotConfigured(Invalid):
 
 
 class IdempotencyKeyRequired(Invalid):
-    """This call creates something and must carry an ``Idempotency-Key``."""
+    """A call that creates something must carry an ``Idempotency-Key``."""
 
     code = "idempotency_key_required"
 

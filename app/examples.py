@@ -39,7 +39,7 @@ def make(name: str, place: Path) -> Path:
 
 
 def make_package(uri: str, place: Path) -> Path:
-    """The file an example's ``uri`` names, with content that follows from its name: its SHA-256 is in the example."""
+    """The file an example's ``uri`` names; its name decides its content, whose SHA-256 the example has."""
     file = place.resolve() / PurePosixPath(unquote(urlsplit(uri).path)).name
     file.write_bytes(hashlib.shake_256(file.name.encode()).digest(PACKAGE_BYTES))
     return file

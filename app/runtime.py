@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a process is made of, built once and closed in reverse: engines, queue client, connectors, policy."""
+"""What a process is made of, built once, closed in reverse: engines, queue client, connectors, policy."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,8 +35,8 @@ def system_clock() -> datetime:
 class Runtime:
     """What a request or a job works with.
 
-    ``accept_engine`` is in autocommit: each statement is its own transaction. ``unconfigured`` tells for each known
-    plane without a connector what is missing.
+    ``accept_engine`` is in autocommit: each statement is its own transaction. ``unconfigured`` tells for each
+    known plane without a connector what is missing.
     """
 
     settings: Settings

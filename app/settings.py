@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one settings tree, and the only reader of the environment. Names are ``EUCORA_…``, nested with ``__``."""
+"""The one settings tree, the only reader of the environment. Names are ``EUCORA_…``, nested with ``__``."""
 
 import difflib
 import os
@@ -26,7 +26,7 @@ class Part(BaseModel):
 
 
 class DatabaseSettings(Part):
-    """Limits of every PostgreSQL connection, in seconds (``resilience``: the server's error must win over ours)."""
+    """Limits of every PostgreSQL connection, in seconds; the server's own errors must win over ours."""
 
     connect_timeout: PositiveFloat = 10.0
     statement_timeout: PositiveFloat = 30.0
@@ -39,8 +39,9 @@ class DatabaseSettings(Part):
 
 
 class WorkerSettings(Part):
-    """How a worker process behaves; times in seconds. ``completion_wait`` is granted to jobs on SIGTERM,
-    ``backoff`` is what the waits after failures are multiples of.
+    """How a worker process behaves; times in seconds.
+
+    ``completion_wait`` is granted to jobs on SIGTERM; the waits after failures are multiples of ``backoff``.
     """
 
     lease: PositiveFloat = 15.0

@@ -14,7 +14,7 @@ from app.settings import Settings
 
 
 def run(connection: Connection) -> None:
-    """Migrate on an open connection; each revision in its own transaction, so that a concurrent index may end one."""
+    """Migrate on an open connection, a transaction per revision: a concurrent index may end its own."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

@@ -40,7 +40,7 @@ class Base(DeclarativeBase):
     """Root of every table."""
 
     metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {
+    type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy, which declares it an instance attribute
         str: Text(),
         datetime: DateTime(timezone=True),
         Json: JSONB(none_as_null=True),

@@ -166,7 +166,7 @@ class DeploymentPlane(Base):
 
 
 class RingDeployment(Base):
-    """A lane: one ring of one deployment on one plane, the unit that is pushed, measured, gated and rolled back.
+    """A lane: one ring of a deployment on one plane, the unit pushed, measured, gated and rolled back.
 
     The counters are kept by the statements that store device results; they count targeted devices only.
     """

@@ -13,7 +13,7 @@ from app.models.deployment import Ring
 
 
 class OperationStatus(StrEnum):
-    """Where a piece of work stands. QUEUED was never started or was given back; WAITING was, and will be again."""
+    """Where work stands. QUEUED was never started or was given back; WAITING was, and will be again."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -36,8 +36,9 @@ class EffectState(StrEnum):
 class Operation(Base):
     """One durable piece of asynchronous work; the row is the job, the queue only rings.
 
-    ``fence`` rises at each claim and is never given back: every later write presents it. ``attempt`` rises at each
-    claim and is returned by deferrals, checkpoints and shut-downs. All instants are the database's clock.
+    ``fence`` rises at each claim and is never given back: every later write presents it. ``attempt`` rises at
+    each claim and is returned by deferrals, checkpoints and shut-downs. All instants are of the database's
+    clock.
     """
 
     __tablename__ = "operations"
@@ -96,7 +97,8 @@ class Operation(Base):
 class Effect(Base):
     """One change asked of a plane, written before it is sent. ``key`` makes a repeat harmless.
 
-    ``checkpoint`` is how far an upload has come, in the connector's own words; ``response`` what the plane answered.
+    ``checkpoint`` is how far an upload has come, in the connector's own words; ``response`` what the plane
+    answered.
     """
 
     __tablename__ = "effects"
