@@ -77,7 +77,7 @@ class InstallState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a plane can do, known without calling it. ``capabilities`` are named; what is not named is absent."""
+    """What a plane can do, known without calling it; a capability that is not named is absent."""
 
     plane: Plane
     title: str
@@ -98,10 +98,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """What is published: ``key`` is the effect's key and goes out as ``X-Effect-Key`` on every request made for it.
+    """What is published. ``key`` is the effect's, sent as ``X-Effect-Key`` on every request made for it.
 
-    ``marker`` is stable for the deployment on this plane (``<deployment>/<plane>``); the connector keeps it inside
-    the vendor's object, so that the object is found again before a second one is made.
+    ``marker`` is stable for the deployment on this plane (``<deployment>/<plane>``); the connector keeps it
+    inside the vendor's object, so that the object is found again before a second one is made.
     """
 
     key: str
@@ -114,7 +114,7 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One application put on, or taken off, one target. ``previous_id`` is the version a removal returns to."""
+    """One application put on or taken off one target. ``previous_id`` is what a removal returns to."""
 
     key: str
     external_id: str
@@ -125,7 +125,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class UploadProgress:
-    """How far an upload has come. ``checkpoint`` is JSON that ``upload`` takes back, on any machine; never a secret."""
+    """How far an upload has come. ``checkpoint`` is JSON ``upload`` resumes from anywhere; never a secret."""
 
     checkpoint: Mapping[str, Any]
     sent_bytes: int
@@ -144,7 +144,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """What the plane says of one device; ``error_code`` is the vendor's own, ``version`` what is there if known."""
+    """What the plane says of one device: the vendor's own ``error_code``, the ``version`` there if known."""
 
     device_id: str
     name: str
@@ -164,7 +164,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What the plane has, asked after a lost answer: the effect ``holds``, and the object's id if there is one."""
+    """What the plane has, asked after a lost answer: whether the effect ``holds``, and the object's id."""
 
     holds: bool
     external_id: str | None = None
@@ -202,7 +202,7 @@ class Connector(Protocol):
         ...
 
     async def remove(self, assignment: Assignment) -> str:
-        """Uninstall from the target and require ``previous_id`` there if given; the uninstall assignment's id."""
+        """Uninstall from a target, require ``previous_id`` there if given; the uninstall assignment's id."""
         ...
 
     async def unassign(self, assignment: Assignment) -> None:
@@ -218,7 +218,7 @@ class Connector(Protocol):
         ...
 
     async def find_version(self, name: str, version: str) -> str | None:
-        """The id of a usable published application of that name and version, ours or not; None where there is none."""
+        """The id of a usable published application of that name and version, ours or not."""
         ...
 
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:

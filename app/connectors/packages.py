@@ -47,7 +47,7 @@ class RegistryDetection(PackageModel):
 
 
 class ProductCodeDetection(PackageModel):
-    """Installed when Windows Installer knows this product code, in this version or newer if ``version`` is given."""
+    """Installed when Windows Installer knows the code, at ``version`` or newer if that is given."""
 
     type: Literal["product_code"]
     product_code: Text
