@@ -45,7 +45,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is known of a lane's targeted devices; ``unreachable`` ones are neither succeeded nor failed (yet)."""
+    """What is known of a lane's targeted devices; ``unreachable`` ones have not succeeded or failed yet."""
 
     targeted: int
     succeeded: int = 0
@@ -75,7 +75,7 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with its ``reason`` (a blocker code, or None when it moves by itself) and all its criteria."""
+    """A verdict, its ``reason`` (a blocker code, or None when it moves by itself) and all its criteria."""
 
     verdict: Verdict
     reason: str | None
@@ -130,7 +130,7 @@ def _criteria(counts: Counts, gate: Gate, soaked: timedelta) -> tuple[Criterion,
 
 
 def _share(rate: float, targeted: int) -> Decimal:
-    """``rate`` of ``targeted`` in decimal, as it was written: 0.29 of 100 is 29, not 28.999…"""
+    """``rate`` of ``targeted`` in decimal, as it was written: 0.29 of 100 is 29, not a little less."""
     return Decimal(repr(rate)) * targeted
 
 
@@ -139,10 +139,11 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class GatePolicy:
-    """The gates of all rings and the clocks that go with them; a deployment keeps the copy it was accepted under.
+    """The gates of all rings with their clocks; a deployment keeps the copy it was accepted under.
 
-    A lane is measured every ``measure_first`` in its first hour, then every ``measure_later``. A device that has not
-    reported is UNREACHABLE after a quarter of its class's ``connectivity`` deadline, and FAILED at the deadline.
+    A lane is measured every ``measure_first`` in its first hour, then every ``measure_later``. A device that
+    has not reported is UNREACHABLE after a quarter of its class's ``connectivity`` deadline, and FAILED at
+    the deadline.
     """
 
     name: str
@@ -215,24 +216,27 @@ class GatePolicy:
         )
 
 
-def _policy(name: str, soaks: tuple[timedelta, ...], **clocks: Any) -> GatePolicy:
+def _gates(*soaks: timedelta) -> Mapping[Ring, Gate]:
     rates = ((0.95, 0.05), (0.98, 0.02), (0.97, 0.03), (0.99, 0.01), (0.99, 0.01))
-    gates = {ring: Gate(*rate, soak) for ring, rate, soak in zip(Ring, rates, soaks, strict=True)}
-    return GatePolicy(name, 1, MappingProxyType(gates), **clocks)
+    return MappingProxyType(
+        {ring: Gate(*rate, soak) for ring, rate, soak in zip(Ring, rates, soaks, strict=True)}
+    )
 
 
-STANDARD = _policy(
-    "standard",
-    (DAY, 2 * DAY, 3 * DAY, 7 * DAY, timedelta(0)),
+STANDARD = GatePolicy(
+    name="standard",
+    version=1,
+    gates=_gates(DAY, 2 * DAY, 3 * DAY, 7 * DAY, timedelta(0)),
     measure_first=timedelta(seconds=60),
     measure_later=timedelta(minutes=5),
     connectivity=MappingProxyType(
         {Connectivity.ONLINE: DAY, Connectivity.INTERMITTENT: 3 * DAY, Connectivity.AIR_GAPPED: 7 * DAY}
     ),
 )
-DEMO = _policy(
-    "demo",
-    (*[timedelta(seconds=2)] * 4, timedelta(0)),
+DEMO = GatePolicy(
+    name="demo",
+    version=1,
+    gates=_gates(*[timedelta(seconds=2)] * 4, timedelta(0)),
     measure_first=timedelta(seconds=1),
     measure_later=timedelta(seconds=1),
     connectivity=MappingProxyType(dict.fromkeys(Connectivity, timedelta(seconds=20))),

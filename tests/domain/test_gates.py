@@ -64,7 +64,11 @@ def test_a_ring_that_finished_below_its_success_threshold_needs_a_person() -> No
 
 @pytest.mark.parametrize(
     ("counts", "verdict"),
-    [(Counts(40, 29), Verdict.HOLD), (Counts(20, 20), Verdict.INCONCLUSIVE), (Counts(40, 40), Verdict.PROMOTE)],
+    [
+        (Counts(40, 29), Verdict.HOLD),
+        (Counts(20, 20), Verdict.INCONCLUSIVE),
+        (Counts(40, 40), Verdict.PROMOTE),
+    ],
     ids=["too few so far", "too few for ever", "enough"],
 )
 def test_no_verdict_comes_before_the_minimum_sample(counts: Counts, verdict: Verdict) -> None:
@@ -80,9 +84,9 @@ def test_rates_are_compared_as_they_are_written() -> None:
 
 
 def test_every_criterion_shows_threshold_and_measured_value() -> None:
-    criteria = {c.name: (c.threshold, c.measured, c.passed) for c in judge(Counts(200, 190, 5), GATE, soaked=FRESH).criteria}
+    judgement = judge(Counts(200, 190, 5), GATE, soaked=FRESH)
 
-    assert criteria == {
+    assert {c.name: (c.threshold, c.measured, c.passed) for c in judgement.criteria} == {
         "failure_rate": (0.02, 0.025, False),
         "success_rate": (0.98, 0.95, False),
         "min_reported": (1, 195, True),
@@ -101,7 +105,8 @@ def lanes(draw: st.DrawFn) -> Counts:
 @st.composite
 def gates(draw: st.DrawFn) -> Gate:
     rate = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
-    return Gate(draw(rate), draw(rate), timedelta(seconds=draw(st.integers(0, 100))), draw(st.integers(1, 50)))
+    soak = st.integers(0, 100).map(lambda seconds: timedelta(seconds=seconds))
+    return Gate(draw(rate), draw(rate), draw(soak), draw(st.integers(1, 50)))
 
 
 ORDER = {Verdict.ROLL_BACK: 0, Verdict.INCONCLUSIVE: 1, Verdict.HOLD: 1, Verdict.PROMOTE: 2}
@@ -185,7 +190,7 @@ def test_a_file_that_is_no_policy_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "policy.json"
     path.write_text(text)
 
-    with pytest.raises(Invalid, match="policy.json"):
+    with pytest.raises(Invalid, match=r"policy\.json"):
         load_policy(str(path))
 
 
