@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stored lanes in the words of the connectors: the application that is published and the target it goes to."""
+"""Stored lanes in the connectors' words: the application that is published and the target it goes to."""
 
 from sqlalchemy.ext.asyncio import AsyncSession
 

@@ -54,7 +54,7 @@ async def exists(session: AsyncSession, deployment_id: UUID) -> None:
 
 
 async def lock(session: AsyncSession, deployment_id: UUID, *, version: int | None = None) -> Deployment:
-    """The same, with the deployment's row locked until the transaction ends: whoever moves it or a lane does this first.
+    """The same, its row locked until the transaction ends: whoever moves it or a lane does this first.
 
     Raises:
         NotFound: no such deployment.
@@ -83,7 +83,7 @@ class Filters:
 async def page(
     session: AsyncSession, filters: Filters, *, before: tuple[datetime, UUID] | None = None, limit: int
 ) -> tuple[Sequence[Deployment], tuple[datetime, UUID] | None]:
-    """Up to ``limit`` deployments with their lanes, newest first, and the key to go on from, None at the end."""
+    """Up to ``limit`` deployments with lanes, newest first, and the key to go on from, None at the end."""
     query = select(Deployment).options(selectinload(Deployment.lanes)).order_by(*RECENT).limit(limit + 1)
     exact = {
         name: value
@@ -182,7 +182,10 @@ async def set_paused(
     deployment.paused = paused
     touch(deployment, now)
     kind = "deployment.paused" if paused else "deployment.resumed"
-    told: dict[str, Mapping[str, Any]] = {"before": {"paused": before}, "after": {"paused": paused, "reason": reason}}
+    told: dict[str, Mapping[str, Any]] = {
+        "before": {"paused": before},
+        "after": {"paused": paused, "reason": reason},
+    }
     events.record(session, deployment, kind, actor=actor, now=now, **told)
     await session.flush()
 
@@ -299,8 +302,8 @@ async def promote(
 ) -> tuple[Deployment, UUID | None]:
     """Move on from the current ring by hand; the deployment, and the first operation it started if it did.
 
-    Lanes that are HELD need an ``override``; a ring whose targets are all empty needs a ``reason``. A repeat changes
-    nothing while the next ring is waiting for its first push.
+    Lanes that are HELD need an ``override``; a ring whose targets are all empty needs a ``reason``. A repeat
+    changes nothing while the next ring is waiting for its first push.
 
     Raises:
         NotFound, VersionMismatch: as ``lock``.

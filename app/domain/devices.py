@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each device of a lane has done: stored a page at a time, with the lane's counters in the same statement."""
+"""What each device of a lane has done: stored by pages, the lane's counters in the same statement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ REMOVAL_STATES = {
     InstallState.REMOVE_FAILED: DeviceState.FAILED,
     InstallState.UNKNOWN: DeviceState.UNKNOWN,
 }
-"""What a report of the removed version means while a lane is rolled back; an install that failed left nothing."""
+"""What a report of the removed version means in a rollback; an install that failed left nothing."""
 
 RETURN_STATES = {
     InstallState.PENDING: DeviceState.IN_PROGRESS,
@@ -88,11 +88,14 @@ STORE_REPORTS = text(f"""{GIVEN}, known AS (
 """)  # noqa: S608 - composed of constants
 
 STORE_LATE = text(f"""{GIVEN}, added AS (
-        INSERT INTO device_results (lane_id, device_id, name, state, detail, error_code, connectivity, late, updated_at)
-        SELECT :lane, device_id, name, state::device_state, detail, error_code, 'online', true, :now FROM given
+        INSERT INTO device_results
+            (lane_id, device_id, name, state, detail, error_code, connectivity, late, updated_at)
+        SELECT :lane, device_id, name, state::device_state, detail, error_code, 'online', true, :now
+        FROM given
         WHERE NOT EXISTS (
             SELECT FROM device_results AS there JOIN ring_deployments AS lane ON lane.id = there.lane_id
-            WHERE lane.deployment_id = :deployment AND lane.plane = :plane AND there.device_id = given.device_id
+            WHERE lane.deployment_id = :deployment AND lane.plane = :plane
+                AND there.device_id = given.device_id
         )
         ON CONFLICT DO NOTHING RETURNING 1
     )
@@ -102,7 +105,8 @@ STORE_LATE = text(f"""{GIVEN}, added AS (
 
 EXPIRE = text(f"""
     WITH deadlines AS (
-        SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:waits AS interval[])) AS deadlines (connectivity, wait)
+        SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:waits AS interval[]))
+            AS deadlines (connectivity, wait)
     ), overdue AS (
         SELECT device_id, state,
             CASE WHEN :asked_for >= wait THEN 'FAILED' ELSE 'UNREACHABLE' END::device_state AS next
@@ -146,7 +150,7 @@ def connectivity(member: Member, now: datetime) -> Connectivity:
 async def store_members(
     session: AsyncSession, lane_id: UUID, members: Sequence[Member], *, now: datetime
 ) -> None:
-    """Add a page of the target's devices to the lane, all PENDING. May be repeated. The lane counts them afterwards."""
+    """Add a page of the target's devices to the lane, all PENDING; not yet counted. May be repeated."""
     await session.execute(
         STORE_MEMBERS,
         {
@@ -175,8 +179,8 @@ async def store_reports(
 ) -> None:
     """Store a page of reports and move the lane's counters with them. May be repeated.
 
-    Devices that no lane of the deployment on this plane knows are added as late. Locks the device rows in order of
-    their ids, then the lane.
+    Devices that no lane of the deployment on this plane knows are added as late. Locks the device rows in
+    order of their ids, then the lane.
     """
     values = _given(reports, ROLLOUT_STATES)
     if not values["ids"]:
@@ -237,7 +241,7 @@ async def expire(
 
 @dataclass(frozen=True, slots=True)
 class RollbackCounts:
-    """How far a lane's rollback is. ``silent`` devices never answered and have nothing that could be taken back yet."""
+    """How far a lane's rollback is. ``silent`` devices never answered: nothing to take back from them yet."""
 
     done: int
     failed: int
@@ -276,8 +280,9 @@ class DeviceRow:
 
 
 PAGE = text("""
-    SELECT device.device_id, device.name, lane.ring::text AS ring, lane.plane, device.state::text AS state, device.detail,
-        device.error_code, device.late, device.rollback_state::text AS rollback_state, device.updated_at, lane.position
+    SELECT device.device_id, device.name, lane.ring::text AS ring, lane.plane, device.state::text AS state,
+        device.detail, device.error_code, device.late, device.rollback_state::text AS rollback_state,
+        device.updated_at, lane.position
     FROM (SELECT id, ring, plane, position FROM ring_deployments
           WHERE deployment_id = :deployment AND (CAST(:ring AS text) IS NULL OR ring::text = :ring)
             AND (CAST(:plane AS text) IS NULL OR plane = :plane)
@@ -285,7 +290,8 @@ PAGE = text("""
     CROSS JOIN LATERAL (
         SELECT * FROM device_results WHERE lane_id = lane.id
             AND (CAST(:state AS text) IS NULL OR state = CAST(CAST(:state AS text) AS device_state))
-            AND (device_id > :at_device OR (lane.position, lane.plane) > (:at_position, CAST(:at_plane AS text)))
+            AND (device_id > :at_device
+                OR (lane.position, lane.plane) > (:at_position, CAST(:at_plane AS text)))
         ORDER BY device_id LIMIT :limit) AS device
     ORDER BY lane.position, lane.plane, device.device_id LIMIT :limit
 """)

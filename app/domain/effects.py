@@ -30,7 +30,7 @@ def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action) -> s
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An effect as a job needs it. ``doubtful`` says it was sent before and the outcome is not known: ask first."""
+    """An effect as a job needs it. ``doubtful``: sent before with the outcome unknown, so ask first."""
 
     id: UUID
     key: str
@@ -52,7 +52,7 @@ class Planned:
 
 
 async def plan(session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID) -> Planned:
-    """Write the effect down, or find it if it was planned before; a rejected one is planned anew under its key."""
+    """Write the effect down, or find it if planned before; a rejected one is planned anew under its key."""
     key = effect_key(lane.deployment_id, lane.plane, lane.ring, action)
     once = action in ONCE
     statement = insert(Effect).values(

@@ -41,7 +41,7 @@ class GateNumbers:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a client asks for, checked for form only. ``packages`` has an entry for each plane, in the order given."""
+    """What a client asks for, checked for form only. ``packages`` has one for each plane, in that order."""
 
     app_name: str
     version: str
@@ -200,10 +200,10 @@ WITH kept AS (
     VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7)
     ON CONFLICT DO NOTHING RETURNING 1
 ), deployment AS (
-    INSERT INTO deployments (id, correlation_id, app_name, app_version, planes, target_ring, promotion, privileged,
-        criticality, rollback_version, start_at, risk_factors, risk_score, risk_model, risk_breakdown,
-        requires_cab_approval, gates, gate_policy, status, event_sequence, operation_id, submitted_by,
-        created_at, updated_at)
+    INSERT INTO deployments (id, correlation_id, app_name, app_version, planes, target_ring, promotion,
+        privileged, criticality, rollback_version, start_at, risk_factors, risk_score, risk_model,
+        risk_breakdown, requires_cab_approval, gates, gate_policy, status, event_sequence, operation_id,
+        submitted_by, created_at, updated_at)
     SELECT $8, $9, $10, $11, $12::text[], $13::ring, $14::promotion, $15, $16, $17, $18, $19::jsonb, $20, $21,
         $22::jsonb, $23, $24::jsonb, $25, $26::deployment_status, 1, $27, $28, $7, $7
     FROM kept
@@ -211,10 +211,12 @@ WITH kept AS (
     INSERT INTO deployment_planes (deployment_id, plane, app_name, package)
     SELECT $8, plane, $10, package FROM kept, unnest($12::text[], $29::jsonb[]) AS given (plane, package)
 ), lanes AS (
-    INSERT INTO ring_deployments (id, deployment_id, ring, position, plane, target_kind, target_ref, operation_id)
+    INSERT INTO ring_deployments
+        (id, deployment_id, ring, position, plane, target_kind, target_ref, operation_id)
     SELECT lane.id, $8, lane.ring, lane.position, lane.plane, lane.kind, lane.ref, lane.operation_id
-    FROM kept, unnest($30::uuid[], $31::ring[], $32::int[], $33::text[], $34::text[], $35::text[], $36::uuid[])
-        AS lane (id, ring, position, plane, kind, ref, operation_id)
+    FROM kept, unnest(
+        $30::uuid[], $31::ring[], $32::int[], $33::text[], $34::text[], $35::text[], $36::uuid[]
+    ) AS lane (id, ring, position, plane, kind, ref, operation_id)
 ), work AS (
     INSERT INTO operations (id, kind, queue, subject_type, subject_id, deployment_id, run_after, deadline,
         correlation_id, max_attempts)
@@ -240,8 +242,8 @@ async def accept(
 ) -> StoredAnswer | None:
     """Store the intent, its lanes, its operations, its event and the answer to it in one statement.
 
-    ``connection`` is in autocommit. May be repeated: the same request gets the answer stored first. Returns None when
-    this call stored it, else that earlier answer.
+    ``connection`` is in autocommit. May be repeated: the same request gets the answer stored first. Returns
+    None when this call stored it, else that earlier answer.
 
     Raises:
         ActiveDeploymentExists: the application is being deployed to one of the planes.

@@ -28,7 +28,7 @@ CRITICAL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """``value`` is 0..100; ``breakdown`` has one ``{factor, weight, value, contribution}`` per factor, in model order."""
+    """``value`` is 0..100; ``breakdown`` is ``{factor, weight, value, contribution}``s in model order."""
 
     value: int
     breakdown: tuple[dict[str, Any], ...]

@@ -81,6 +81,6 @@ def rings_up_to(target: Ring) -> tuple[Ring, ...]:
 
 
 def ring_is_left(statuses: Iterable[L]) -> bool:
-    """Whether a ring with lanes in these states may be left: all are done, and at least one proved something."""
+    """Whether a ring with lanes in these states may be left: all are done, at least one proved something."""
     known = list(statuses)
     return all(status in LEFT for status in known) and L.PROMOTED in known
