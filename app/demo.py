@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``eucora demo``: two rollouts side by side over a sandbox fleet, one good and one that goes back by itself."""
+"""``eucora demo``: two rollouts side by side over a sandbox fleet; one goes back by itself."""
 
 import asyncio
 import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ class Story:
 
 
 def run(settings: Settings, *, as_json: bool) -> int:
-    """Run the demo; 0 only if one rollout was completed and the other taken back from exactly the touched devices."""
+    """Run the demo; 0 only if one rollout completed and the other was taken back from what it touched."""
     own = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "gate_policy": "demo"})
     say: Say = (lambda line: typer.echo(line, err=True)) if as_json else typer.echo
     return asyncio.run(perform(own, say, as_json=as_json))
@@ -93,9 +92,15 @@ async def tell(installation: supervisor.Installation, say: Say, *, as_json: bool
     return stories
 
 
+def read(intent: Path) -> Json:
+    """The intent a file holds."""
+    body: Json = json.loads(intent.read_text(encoding="utf-8"))
+    return body
+
+
 async def spoil(sandbox: str, example: Path) -> None:
     """Have some devices of one ring fail one application."""
-    name = json.loads(example.read_text(encoding="utf-8"))["app_name"]
+    name = read(example)["app_name"]
     plan = {"apps": {name: {BAD_RING: {"fail": BAD_SHARE}}}}
     async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         (await http.put(f"{sandbox}/fleet", json=plan)).raise_for_status()
@@ -103,8 +108,7 @@ async def spoil(sandbox: str, example: Path) -> None:
 
 async def submit(client: Client, intent: Path) -> Json:
     """Submit an intent; one that an interrupted demo left under way is finished first."""
-    body = json.loads(intent.read_text(encoding="utf-8"))
-    deadline = time.monotonic() + PATIENCE
+    body, deadline = read(intent), time.monotonic() + PATIENCE
     while True:
         try:
             return await client.post("/deployments", body)
@@ -147,8 +151,8 @@ async def follow_in_bars(client: Client, stories: Sequence[Story]) -> None:
 async def witness(client: Client, sandbox: str, story: Story) -> list[str]:
     """What the fleet's own record says against the ledger; nothing if they agree.
 
-    Every device that ever handled the application is in the ledger, every device the ledger calls done handled it,
-    and after a rollback none has it.
+    Every device that ever handled the application is in the ledger, every device the ledger calls done
+    handled it, and after a rollback none has it.
     """
     ledger = await client.every(f"/deployments/{story.deployment['id']}/devices")
     fleet = await handled(sandbox, story.deployment)

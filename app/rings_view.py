@@ -67,10 +67,11 @@ def lines(before: Json | None, deployment: Json) -> list[str]:
         [] if before and before["status"] == deployment["status"] else [f"{name}: {deployment['status']}"]
     )
     known = {(lane["ring"], lane["plane"]): lane["status"] for lane in before["lanes"]} if before else {}
-    for lane in deployment["lanes"]:
-        if lane["status"] not in {"PENDING", known.get((lane["ring"], lane["plane"]))}:
-            changed.append(f"{name}: {lane['ring']} on {lane['plane']}: {lane['status']}{_counts(lane)}")
-    return changed
+    return changed + [
+        f"{name}: {lane['ring']} on {lane['plane']}: {lane['status']}{_counts(lane)}"
+        for lane in deployment["lanes"]
+        if lane["status"] not in {"PENDING", known.get((lane["ring"], lane["plane"]))}
+    ]
 
 
 def _counts(lane: Json) -> str:
