@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One change asked of a plane: written down, sent, settled; asked for first where an earlier answer was lost."""
+"""One change asked of a plane: written down, sent, settled; where an answer was lost, asked for first."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +21,8 @@ async def perform(
 ) -> str | None:
     """Carry out one effect unless the ledger, or the plane itself, says it is there; the vendor's id.
 
-    May be repeated from any point: a confirmed effect is not sent again, one whose answer was lost is asked for first.
+    May be repeated from any point: a confirmed effect is not sent again, one whose answer was lost is asked
+    for first.
 
     Raises:
         CallError: as ``ask`` and ``send``; a refusal is in the ledger then, a lost answer too.

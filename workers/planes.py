@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs that ask a plane something on its own account: does it answer, how many devices does a target hold."""
+"""The jobs that ask about a plane itself: does it answer, how many devices does a target hold."""
 
 from app.connectors.contract import Connector, Plane, Target, TargetKind
 from app.domain import targets
@@ -33,7 +33,7 @@ async def check_plane(job: Job) -> Outcome:
 
 
 async def count_target(job: Job) -> Outcome:
-    """Count the devices that a ring's target holds now; the subject is ``<plane>/<ring>``, ``args`` has the target."""
+    """Count the devices a ring's target holds; the subject is ``<plane>/<ring>``, ``args`` the target."""
     plane, ring = job.claimed.subject.id.split("/")
     target = Target(TargetKind(job.claimed.args["kind"]), job.claimed.args["ref"])
     total = 0
