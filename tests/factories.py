@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deployments made through the product's own functions, with overrides for what a test is about."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -18,7 +17,7 @@ from app.models import Deployment, Promotion, Ring, new_id
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
-FACTORS: Mapping[str, float] = {
+FACTORS: dict[str, float] = {
     "privilege_impact": 0.2,
     "supply_chain_trust": 0.1,
     "sbom_vulnerability": 0.0,
@@ -80,13 +79,19 @@ def surroundings(policy: GatePolicy = DEMO, *planes: Plane, devices: int | None 
     planes = planes or (Plane.INTUNE,)
     return Surroundings(
         targets={
-            (plane, ring): KnownTarget(Target(TargetKind.GROUP, f"{plane.value}-{ring.value.lower()}"), devices)
+            (plane, ring): KnownTarget(
+                Target(TargetKind.GROUP, f"{plane.value}-{ring.value.lower()}"), devices
+            )
             for plane in planes
             for ring in Ring
         },
         policy=policy,
         manifests={plane: manifest(plane) for plane in planes},
-        unconfigured={plane: f"EUCORA_PLANES__{plane.name}__BASE_URL is not set" for plane in Plane if plane not in planes},
+        unconfigured={
+            plane: f"EUCORA_PLANES__{plane.name}__BASE_URL is not set"
+            for plane in Plane
+            if plane not in planes
+        },
     )
 
 
@@ -103,7 +108,9 @@ def request_key(key: str = "", digest: bytes = b"d" * 32) -> RequestKey:
 
 def answer_to(plan: Plan) -> StoredAnswer:
     """What is kept as the answer; its form is the API's business."""
-    return StoredAnswer(202, {"Location": f"/api/v1/deployments/{plan.id}"}, f'{{"id": "{plan.id}"}}'.encode())
+    return StoredAnswer(
+        202, {"Location": f"/api/v1/deployments/{plan.id}"}, f'{{"id": "{plan.id}"}}'.encode()
+    )
 
 
 async def accept(session: AsyncSession, plan: Plan, *, now: datetime = NOON) -> UUID:
@@ -116,6 +123,8 @@ async def accept(session: AsyncSession, plan: Plan, *, now: datetime = NOON) -> 
     return plan.id
 
 
-async def make_deployment(session: AsyncSession, *, policy: GatePolicy = DEMO, **overrides: Any) -> Deployment:
+async def make_deployment(
+    session: AsyncSession, *, policy: GatePolicy = DEMO, **overrides: Any
+) -> Deployment:
     """A stored deployment with its lanes."""
     return await deployments.get(session, await accept(session, make_plan(policy=policy, **overrides)))

@@ -20,7 +20,9 @@ async def lane_with(session: AsyncSession, *names: str, policy: GatePolicy = DEM
     """The first lane of a new deployment, targeting these devices."""
     deployment = await make_deployment(session, policy=policy)
     lane = deployment.lanes[0]
-    await devices.store_members(session, lane.id, [Member(name, name.upper(), NOON) for name in names], now=NOON)
+    await devices.store_members(
+        session, lane.id, [Member(name, name.upper(), NOON) for name in names], now=NOON
+    )
     lane.targeted = await devices.count_members(session, lane.id)
     await session.flush()
     return lane
@@ -124,7 +126,10 @@ async def test_silent_devices_become_unreachable_and_fail_at_their_classs_deadli
     session: AsyncSession, hours: float, expected: dict[str, int]
 ) -> None:
     lane = await lane_with(session, "now", policy=STANDARD)
-    long_ago = [Member("week", "W", NOON - timedelta(days=3)), Member("never", "N", NOON - timedelta(days=30))]
+    long_ago = [
+        Member("week", "W", NOON - timedelta(days=3)),
+        Member("never", "N", NOON - timedelta(days=30)),
+    ]
     await devices.store_members(session, lane.id, long_ago, now=NOON)
     lane.targeted = 3
     await session.flush()

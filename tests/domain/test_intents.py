@@ -57,7 +57,8 @@ def test_the_blast_radius_comes_from_the_targets_unless_it_is_given() -> None:
     ids=["low risk", "privileged", "high score", "looser gate", "stricter gate", "critical vulnerability"],
 )
 def test_the_cab_is_needed_for_risk_privilege_looser_gates_and_critical_vulnerabilities(
-    overrides: dict[str, object], required: bool
+    overrides: dict[str, object],
+    required: bool,  # noqa: FBT001 - a parameter of the table
 ) -> None:
     assert make_plan(policy=STANDARD, **overrides).requires_cab_approval is required
 

@@ -26,7 +26,15 @@ def test_the_weights_add_up_to_a_hundred() -> None:
         ({"history": 0.25}, 3),
         ({"privilege_impact": 0.125}, 3),
     ],
-    ids=["nothing", "everything", "one weight", "half rounds up", "below half rounds down", "2.5 is 3", "2.50 is 3"],
+    ids=[
+        "nothing",
+        "everything",
+        "one weight",
+        "half rounds up",
+        "below half rounds down",
+        "2.5 is 3",
+        "2.50 is 3",
+    ],
 )
 def test_a_score_is_the_weighted_sum_rounded_half_up(factors: dict[str, float], expected: int) -> None:
     assert risk.score(ALL_ZERO | factors).value == expected
@@ -64,7 +72,17 @@ def test_every_complete_set_of_factors_has_a_score_from_0_to_100(factors: dict[s
 
 @pytest.mark.parametrize(
     ("devices", "factor"),
-    [(0, 0.1), (9, 0.1), (10, 0.3), (99, 0.3), (100, 0.5), (999, 0.5), (1000, 0.7), (10_000, 0.7), (10_001, 1.0)],
+    [
+        (0, 0.1),
+        (9, 0.1),
+        (10, 0.3),
+        (99, 0.3),
+        (100, 0.5),
+        (999, 0.5),
+        (1000, 0.7),
+        (10_000, 0.7),
+        (10_001, 1.0),
+    ],
 )
 def test_the_blast_radius_follows_the_target_size(devices: int, factor: float) -> None:
     assert risk.blast_radius(devices) == factor
