@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,13 @@ class Checkout:
         )
         return cls(root, path)
 
-    def copy(self, root: Path) -> "Checkout":
+    def copy(self, root: Path, path: str | None = None) -> "Checkout":
         shutil.copytree(self.root, root, symlinks=True)
-        return Checkout(root, self.path)
+        return Checkout(root, path or self.path)
+
+    def change_lock(self) -> None:
+        with (self.root / "requirements.lock").open("a") as lock:
+            lock.write(pin_of("requirements-dev.lock", TOOL))
 
     def start(
         self, *arguments: str, launcher: Path | None = None, cwd: Path | None = None, python: str = ""
@@ -162,30 +165,40 @@ def ready(path: str, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def bare_python(tmp_path: Path) -> Path:
     """An interpreter with pip and without venv, as Debian's."""
     made = tmp_path / "bare"
-    subprocess.run([PYTHON, "-m", "venv", made], check=True, capture_output=True)
+    subprocess.run([PYTHON, "-m", "venv", "--without-pip", "--system-site-packages", made], check=True)
     (site,) = made.glob("lib/python3*/site-packages")
-    (site / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['venv'] = sys.modules['ensurepip'] = None\n"
-    )
-    return made / "bin" / "python"
+    (site / "hidden.pth").write_text("import sys; sys.modules['venv'] = sys.modules['ensurepip'] = None\n")
+    # A script, for a symbolic link to an interpreter leads away from the folder that makes it what it is.
+    python = tmp_path / "bare-python"
+    python.write_text(f"#!/bin/sh\nexec '{made}/bin/python' \"$@\"\n")
+    python.chmod(0o755)
+    if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("this Python has no pip of its own")
+    return python
+
+
+@dataclass(frozen=True)
+class Route:
+    """A PATH that leaves one way to fill .venv."""
+
+    way: str
+    path: str
 
 
 @pytest.fixture(params=["uv", "venv", "pip --target"])
-def route(request: pytest.FixtureRequest, uv: Path | None, tmp_path: Path) -> Iterator[str]:
-    """A PATH that leaves one way to fill .venv."""
+def route(request: pytest.FixtureRequest, uv: Path | None, tmp_path: Path) -> Route:
+    """Each of the three ways."""
     way: str = request.param
     if way == "uv":
         if uv is None:
             pytest.skip("no uv here")
-        yield folder_of_tools(tmp_path / "bin", python3=PYTHON, uv=uv)
-    elif way == "venv":
-        yield folder_of_tools(tmp_path / "bin", python3=PYTHON)
-    else:
-        yield folder_of_tools(tmp_path / "bin", python3=request.getfixturevalue("bare_python"))
+        return Route(way, folder_of_tools(tmp_path / "bin", python3=PYTHON, uv=uv))
+    python = PYTHON if way == "venv" else request.getfixturevalue("bare_python")
+    return Route(way, folder_of_tools(tmp_path / "bin", python3=python))
 
 
-def test_a_checkout_with_a_blank_in_its_path_fills_its_venv_once(route: str, tmp_path: Path) -> None:
-    checkout = Checkout.make(tmp_path / "with a blank", route)
+def test_a_checkout_with_a_blank_in_its_path_fills_its_venv_once(route: Route, tmp_path: Path) -> None:
+    checkout = Checkout.make(tmp_path / "with a blank", route.path)
 
     first, said_first = checkout.run("deploy", "two words", "", cwd=tmp_path)
     second, said_second = checkout.run("deploy", "two words", "", cwd=tmp_path)
@@ -195,6 +208,7 @@ def test_a_checkout_with_a_blank_in_its_path_fills_its_venv_once(route: str, tmp
     assert first["folder"] == str(tmp_path)
     assert first["prefix"] == str(checkout.root / ".venv")
     assert first["versions"] == [version_of("requirements.lock", RUNTIME), None]
+    assert f".venv with {route.way} and" in said_first
     assert "ready after" in said_first
     assert said_second == ""
 
@@ -214,8 +228,7 @@ def test_only_the_tests_get_the_development_lock(ready: Checkout, tmp_path: Path
 
 def test_a_changed_lock_is_installed(ready: Checkout, tmp_path: Path) -> None:
     checkout = ready.copy(tmp_path / "checkout")
-    with (checkout.root / "requirements.lock").open("a") as lock:
-        lock.write(pin_of("requirements-dev.lock", TOOL))
+    checkout.change_lock()
 
     seen, said = checkout.run()
 
@@ -265,17 +278,19 @@ def test_a_symbolic_link_to_the_launcher_belongs_to_its_checkout(ready: Checkout
     assert said == ""
 
 
-def test_a_shim_with_nothing_behind_it_is_passed_over(tmp_path: Path) -> None:
+def test_a_shim_with_nothing_behind_it_is_passed_over(
+    ready: Checkout, uv: Path | None, tmp_path: Path
+) -> None:
     shim = tmp_path / "shim"
     shim.write_text("#!/bin/sh\necho 'python3: command not found' >&2\nexit 127\n")
     shim.chmod(0o755)
-    minor = f"python3.{sys.version_info.minor}"
-    path = folder_of_tools(tmp_path / "bin", python3=shim, **{minor: PYTHON})
-    checkout = Checkout.make(tmp_path / "checkout", path)
+    tools = {"python3": shim, PYTHON.name: PYTHON} | ({"uv": uv} if uv else {})
+    checkout = ready.copy(tmp_path / "checkout", folder_of_tools(tmp_path / "bin", **tools))
+    checkout.change_lock()
 
     _, said = checkout.run()
 
-    assert f"/{minor})" in said
+    assert f"/{PYTHON.name})" in said
 
 
 @pytest.mark.parametrize("python", ["", "/bin/sh"], ids=["none", "not one"])
