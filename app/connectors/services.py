@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from app.connectors.sources import FileRules
 from app.resilience import DEFAULT_RETRY, Breakers, ResilientClient, RetryProfile, create_resilient_client
 from app.resilience.auth import Authenticator
+from app.resilience.http import text_of
 
 
 def no_correlation_id() -> str | None:
@@ -35,6 +38,7 @@ class Services:
         auth: Authenticator | None = None,
         max_concurrency: int = 10,
         profile: RetryProfile | None = None,
+        describe: Callable[[httpx.Response], str] = text_of,
     ) -> ResilientClient:
         """A guarded client; clients of one service share its breaker."""
         return create_resilient_client(
@@ -46,4 +50,5 @@ class Services:
             breaker=self.breakers.get(service),
             correlation_id=self.correlation_id,
             verify=self.certificates,
+            describe=describe,
         )

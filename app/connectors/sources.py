@@ -20,7 +20,7 @@ import httpx
 from app.resilience import ResilientClient
 from app.resilience.errors import PermanentError, PolicyError, TransientError
 
-PIECE = 8 * 2**20
+PIECE = 2**20
 REPORT_EVERY = 1.0
 FRUITLESS_DOWNLOADS = 3
 

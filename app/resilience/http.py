@@ -67,6 +67,11 @@ class CallOptions:
         )
 
 
+def text_of(answer: httpx.Response) -> str:
+    """The body as it is."""
+    return answer.text
+
+
 def create_resilient_client(
     service: str,
     *,
@@ -77,16 +82,23 @@ def create_resilient_client(
     breaker: ServiceBreaker | None = None,
     correlation_id: Callable[[], str | None] = lambda: None,
     verify: ssl.SSLContext | None = None,
+    describe: Callable[[httpx.Response], str] = text_of,
 ) -> "ResilientClient":
     """A client of one service, to be shared by all callers of this process and closed at the end.
 
     ``auth`` is used for addresses of ``base_url``'s origin only. ``correlation_id`` tells the current one for
-    requests that do not bring their own ``X-Correlation-ID``.
+    requests that do not bring their own ``X-Correlation-ID``; ``describe`` finds the vendor's words in a refusal.
     """
     guard = Guard(service, breaker or get_breaker(service), Bulkhead(service, max_concurrency))
     wire = _Wire(verify or _certificates(), max_concurrency)
     return ResilientClient(
-        guard, wire, base_url=base_url, token_source=auth, profile=profile, correlation_id=correlation_id
+        guard,
+        wire,
+        base_url=base_url,
+        token_source=auth,
+        profile=profile,
+        correlation_id=correlation_id,
+        describe=describe,
     )
 
 
@@ -102,6 +114,7 @@ class ResilientClient(httpx.AsyncClient):
         token_source: Authenticator | None,
         profile: RetryProfile,
         correlation_id: Callable[[], str | None],
+        describe: Callable[[httpx.Response], str],
     ) -> None:
         timeout = httpx.Timeout(profile.attempt_timeout, connect=CONNECT_TIMEOUT, pool=None)
         super().__init__(base_url=base_url, transport=wire, timeout=timeout, trust_env=False)
@@ -111,6 +124,7 @@ class ResilientClient(httpx.AsyncClient):
         self._token_source = token_source
         self._profile = profile
         self._correlation_id = correlation_id
+        self._describe = describe
 
     async def send(
         self, request: httpx.Request, *, stream: bool = False, auth: Any = None, follow_redirects: Any = None
@@ -215,8 +229,8 @@ class ResilientClient(httpx.AsyncClient):
             raise error
 
     def excerpt(self, answer: httpx.Response) -> str:
-        """The beginning of a body in one line, with everything that is or looks like a secret cut out."""
-        text = " ".join(answer.text.split())
+        """What a refusal says, in one line, with everything that is or looks like a secret cut out."""
+        text = " ".join(self._describe(answer).split())
         for secret in () if self._token_source is None else self._token_source.secrets():
             text = text.replace(secret, "***")
         return LOOKS_SECRET.sub(r"\1***", text)[:MAX_EXCERPT_CHARACTERS]

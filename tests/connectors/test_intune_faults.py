@@ -197,6 +197,15 @@ async def test_odd_answers_have_a_class(
         await intune.check()
 
 
+async def test_a_refusal_is_told_in_graphs_own_words(intune: Intune, sandbox: Sandbox) -> None:
+    sandbox.faults({"path": "/deviceAppManagement/*", "status": 403})
+
+    with pytest.raises(PolicyError) as raised:
+        await intune.check()
+
+    assert str(raised.value) == "intune answered 403: Forbidden: The sandbox was asked to answer this."
+
+
 async def test_a_page_that_leads_to_another_host_is_refused(intune: Intune, sandbox: Sandbox) -> None:
     page = {"value": [], "@odata.nextLink": "https://evil.example/v1.0/deviceManagement/managedDevices"}
     sandbox.faults({"path": "/deviceManagement/*", "status": 200, "body": json.dumps(page)})

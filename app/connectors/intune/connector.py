@@ -27,7 +27,7 @@ from app.connectors.contract import (
     Verified,
 )
 from app.connectors.intune import wire
-from app.connectors.intune.graph import SERVICE, Graph, Headers, effect_headers
+from app.connectors.intune.graph import SERVICE, Graph, Headers, describe, effect_headers
 from app.connectors.intune.upload import Pace, Upload
 from app.connectors.services import Services
 from app.connectors.sources import Sources
@@ -67,7 +67,7 @@ class IntuneSettings(BaseModel):
     client_id: str = Field(min_length=1)
     client_secret: SecretStr = Field(min_length=1)
     scope: str = "https://graph.microsoft.com/.default"
-    block_bytes: int = Field(default=8 * 2**20, ge=1024, le=100 * 2**20)
+    block_bytes: int = Field(default=4 * 2**20, ge=1024, le=100 * 2**20)
     poll_interval: PositiveFloat = 2.0
     patience: PositiveFloat = 600.0
     page_rows: int = Field(default=999, ge=1, le=999)
@@ -92,7 +92,11 @@ class Intune:
             settings.scope,
         )
         self._http = services.client(
-            SERVICE, base_url=settings.base_url, auth=token, max_concurrency=MANIFEST.max_concurrency
+            SERVICE,
+            base_url=settings.base_url,
+            auth=token,
+            max_concurrency=MANIFEST.max_concurrency,
+            describe=describe,
         )
         blocks = replace(services.profile, attempt_timeout=BLOCK_TIMEOUT, total=2 * BLOCK_TIMEOUT)
         self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency, profile=blocks)

@@ -17,7 +17,7 @@ from typing import IO
 from uuid import uuid4
 from xml.etree import ElementTree as ET
 
-from cryptography.hazmat.primitives import hashes, padding
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -28,7 +28,7 @@ DETECTION = "IntuneWinPackage/Metadata/Detection.xml"
 INNER = "IntuneWinPackage/Contents/IntunePackage.intunewin"
 MAX_DETECTION_BYTES = 2**20
 MAC_BYTES = 32
-IV_BYTES = 16
+AES_BLOCK = 16
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -132,7 +132,6 @@ class _Sealer:
     def __init__(self, keys: Keys, out: IO[bytes]) -> None:
         self._out = out
         self._cipher = Cipher(algorithms.AES(keys.encryption), modes.CBC(keys.iv)).encryptor()
-        self._padder = padding.PKCS7(algorithms.AES.block_size).padder()
         self._mac = hmac.new(keys.mac, digestmod=hashlib.sha256)
         self.digest = hashlib.sha256()
         self.size = 0
@@ -142,14 +141,15 @@ class _Sealer:
     def write(self, plain: bytes) -> int:
         self.digest.update(plain)
         self.size += len(plain)
-        self._emit(self._cipher.update(self._padder.update(plain)))
+        self._emit(self._cipher.update(plain))
         return len(plain)
 
     def flush(self) -> None:
         """Nothing is held back that could be written."""
 
     def finish(self) -> None:
-        self._emit(self._cipher.update(self._padder.finalize()) + self._cipher.finalize())
+        missing = AES_BLOCK - self.size % AES_BLOCK  # PKCS#7: as many bytes as are missing, each their number
+        self._emit(self._cipher.update(bytes([missing]) * missing) + self._cipher.finalize())
         self._out.seek(0)
         self._out.write(self._mac.digest())
 

@@ -27,6 +27,15 @@ def _correlation(value: str) -> Headers:
     return {"X-Correlation-ID": value, "client-request-id": value}
 
 
+def describe(answer: httpx.Response) -> str:
+    """Code and message of Graph's error body; the body itself where it is none."""
+    try:
+        error = answer.json()["error"]
+        return f"{error['code']}: {error['message']}"
+    except (ValueError, KeyError, TypeError):
+        return answer.text
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """Graph as the connector sees it; ``correlation_id`` is asked for requests that belong to no effect."""
