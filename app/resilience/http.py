@@ -87,7 +87,8 @@ def create_resilient_client(
     """A client of one service, to be shared by all callers of this process and closed at the end.
 
     ``auth`` is used for addresses of ``base_url``'s origin only. ``correlation_id`` tells the current one for
-    requests that do not bring their own ``X-Correlation-ID``; ``describe`` finds the vendor's words in a refusal.
+    requests that do not bring their own ``X-Correlation-ID``; ``describe`` finds the vendor's words in a
+    refusal.
     """
     guard = Guard(service, breaker or get_breaker(service), Bulkhead(service, max_concurrency))
     wire = _Wire(verify or _certificates(), max_concurrency)
