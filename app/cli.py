@@ -39,7 +39,7 @@ cli.add_typer(tokens, name="token")
 def main() -> None:
     """Run the command line; a foreseen failure is one sentence, not a traceback."""
     try:
-        cli()
+        cli(prog_name="eucora")
     except ValidationError as error:
         fail("\n".join(["the settings are wrong:", *describe_errors(error)]), code=2)
     except ControlPlaneError as error:
