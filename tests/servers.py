@@ -36,6 +36,8 @@ def scratch_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        for note in folder.glob("*/sockets-at"):  # of a server that a test killed
+            shutil.rmtree(note.read_text().strip(), ignore_errors=True)
         shutil.rmtree(folder)
 
 
@@ -46,7 +48,8 @@ def scratch_data_folder() -> Iterator[DataFolder]:
         try:
             yield place
         finally:
-            shutil.rmtree(place.home)
+            if place.home != place.path:
+                shutil.rmtree(place.home)
 
 
 @asynccontextmanager
