@@ -34,8 +34,12 @@ def open_engine(url: URL, limits: DatabaseSettings, *, process: str) -> AsyncEng
 
 
 def open_accept_engine(url: URL, limits: DatabaseSettings, *, process: str) -> AsyncEngine:
-    """A pool for single statements, each its own transaction; pinged only after it was idle for 10 s."""
-    engine = create_async_engine(url, isolation_level="AUTOCOMMIT", **_pool(limits, process))
+    """A pool for single statements, each its own transaction; pinged only after it was idle for 10 s.
+
+    Without overflow: connections that come and go under load cost more than the statements they are for.
+    """
+    pool = {**_pool(limits, process), "max_overflow": 0}
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT", **pool)
     ping_when_idle(engine)
     return engine
 

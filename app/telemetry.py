@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process tells about itself: JSON log lines with their correlation id, traces and metrics."""
 
+import json
 import logging
 import re
 import secrets
@@ -9,6 +10,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self, TextIO
 from uuid import UUID
 
@@ -108,6 +110,32 @@ def logger(name: str) -> structlog.stdlib.BoundLogger:
     return bound
 
 
+class Lines(logging.StreamHandler[TextIO]):
+    """Where this process's lines go."""
+
+    def __init__(self, stream: TextIO, process: str) -> None:
+        super().__init__(stream)
+        self.process = process
+
+    def tell(self, event: str, **facts: str | float | None) -> None:
+        """Write plain facts, no secrets, at level info, past the logger's detours.
+
+        For what is told of every request: the detours cost a tenth of it.
+        """
+        if logging.getLogger().isEnabledFor(logging.INFO):
+            at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+            line = {"event": event, **facts, "level": "info", "timestamp": at, "process": self.process}
+            self.stream.write(json.dumps(with_context(None, "", line)) + "\n")
+            self.flush()
+
+
+def tell(event: str, **facts: str | float | None) -> None:
+    """``Lines.tell`` of this process; nothing before ``setup``."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Lines):
+            handler.tell(event, **facts)
+
+
 def redact_text(text: str) -> str:
     """``text`` without bearer tokens, passwords in URLs and signed query values."""
     for pattern, replacement in SECRET_TEXT:
@@ -168,7 +196,7 @@ def setup(*, process: str, level: str = "info", stream: TextIO | None = None) ->
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = Lines(stream or sys.stderr, process)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field, StrictBool
 from pydantic_core import to_json
+from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.dependencies import Call, CallDep, Service, ServiceDep
+from app.api.dependencies import Call, Service
 from app.api.deployments import DeploymentRead
 from app.api.routing import Route, replay, requires
 from app.api.schema import MAX_COUNT, Criticality, Given, Instant, Name, Rate, Version
@@ -134,8 +135,10 @@ class DeploymentCreate(Given):
 
 @router.post("", status_code=202, response_model=DeploymentRead, summary="Submit a deployment")
 @requires(Permission.DEPLOYMENT_CREATE, key_required=True)
-async def create_deployment(body: DeploymentCreate, service: ServiceDep, call: CallDep) -> Response:
+async def create_deployment(body: DeploymentCreate, request: Request) -> Response:
     """Record an intent. Its first ring starts at once; follow `/deployments/{id}` or its events."""
+    # Taken from the request: resolving a dependency costs the framework more than any part of the decision.
+    service, call = request.app.state.service, request.scope["call"]
     around = await surroundings(service)
     plan = intents.plan(body.to_intent(), around, correlation_id=call.correlation_id)
     return await accept(service, call, plan)

@@ -109,7 +109,7 @@ class Exchange:
         await self._send_raw(message)
 
     def _log(self, seconds: float) -> None:
-        log.info(
+        telemetry.tell(
             "request",
             method=self._scope["method"],
             path=self._scope["path"],

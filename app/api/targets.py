@@ -83,7 +83,7 @@ async def put_target(
 ) -> Response:
     """Set or change a target and have its devices counted.
 
-    Lanes that are already planned keep theirs, but a deployment that stopped because this ring was empty goes on.
+    Lanes already planned keep theirs, but a deployment that stopped because this ring was empty goes on.
     """
     target = Target(body.kind, body.ref)
     row = await targets.put(session, plane, ring, target, version=version)

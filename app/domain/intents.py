@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deployment intents: what is asked for, what it means here, and the one statement that accepts it."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -132,7 +132,7 @@ def plan(intent: Intent, around: Surroundings, *, correlation_id: UUID) -> Plan:
         intent=intent,
         score=score,
         risk_factors=factors,
-        policy=around.policy.with_gates(own),
+        policy=around.policy.with_gates(own) if own else around.policy,
         requires_cab_approval=score.value > risk.CAB_ABOVE or intent.privileged or looser or critical,
         status=DeploymentStatus.AWAITING_CAB if critical else DeploymentStatus.PENDING,
         lanes=tuple(planned_lanes(targets, starts=not critical)),
@@ -272,7 +272,7 @@ def _parameters(
             request.key,
             request.digest,
             answer.status,
-            json.dumps(answer.headers),
+            _json(answer.headers),
             answer.body,
             now,
         ),
@@ -285,14 +285,14 @@ def _parameters(
             intent.start_at,
         ),
         *(
-            json.dumps(dict(plan.risk_factors)),
+            _json(dict(plan.risk_factors)),
             plan.score.value,
             risk.MODEL,
-            json.dumps(plan.score.breakdown),
+            _json(plan.score.breakdown),
         ),
         *(
             plan.requires_cab_approval,
-            json.dumps(plan.policy.to_json()),
+            _json(plan.policy.to_json()),
             f"{plan.policy.name}/{plan.policy.version}",
         ),
         *(plan.status.value, plan.operation_id, actor, packages),
@@ -304,7 +304,7 @@ def _parameters(
         [lane.target.ref for lane in plan.lanes],
         [lane.operation_id for lane in plan.lanes],
         *(OperationKind.DEPLOY_TO_CONNECTOR.value, kind.queue, kind.deadline, kind.max_attempts),
-        json.dumps(
+        _json(
             {
                 "status": plan.status.value,
                 "risk_score": plan.score.value,
@@ -326,3 +326,7 @@ async def _who_is_active(connection: AsyncConnection, plan: Plan) -> str:
 
 def _literal(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _json(value: object) -> str:
+    return to_json(value).decode()  # several times as fast as the standard library's, on the accept path

@@ -3,16 +3,21 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import io
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from app import telemetry
 from app.api.dependencies import Service
 from app.api.examples import DEPLOYMENT_CREATE
 from app.connectors.contract import Plane, Target, TargetKind
@@ -21,6 +26,7 @@ from app.main import Server, create_app
 from app.models import Ring, Role
 from app.runtime import Runtime
 from app.settings import Settings
+from tests.servers import Servers, Template
 from tests.waiting import eventually
 
 BOOTSTRAP = "eucora_bootstrap-for-tests"
@@ -64,6 +70,36 @@ def service(app: FastAPI) -> Service:
 def api_runtime(service: Service) -> Runtime:
     """The application's own runtime."""
     return service.runtime
+
+
+@pytest.fixture(scope="session")
+async def standing_app(template: Template, servers: Servers) -> AsyncIterator[FastAPI]:
+    """One application for all tests that change nothing; with targets."""
+    async with template.cloned() as url:
+        settings = Settings(
+            database_url=SecretStr(url),
+            redis_url=SecretStr(servers.redis_url),
+            gate_policy="demo",
+            bootstrap_token=SecretStr(BOOTSTRAP),
+            sandbox_url=NOBODY_LISTENS,
+        )
+        async with started(settings) as app:
+            await set_targets(app.state.service.runtime)
+            yield app
+
+
+@pytest.fixture
+async def asker(standing_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """May do everything, for requests that are refused or only read."""
+    async with client_of(standing_app, BOOTSTRAP) as client:
+        yield client
+
+
+@pytest.fixture
+async def stranger(standing_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Has no token, for requests that are refused or only read."""
+    async with client_of(standing_app) as client:
+        yield client
 
 
 @pytest.fixture
@@ -171,3 +207,17 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 def pointers(response: httpx.Response, code: str = "invalid") -> list[str]:
     """Where an invalid input is wrong."""
     return [wrong["pointer"] for wrong in problem(response, 422, code)["errors"]]
+
+
+@contextmanager
+def captured_lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Logs as the process logs, but to where it can be read."""
+    root, written = logging.getLogger(), io.StringIO()
+    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
+    telemetry.setup(process="api", stream=written)
+    try:
+        yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.configure(**configuration)

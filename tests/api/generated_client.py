@@ -23,7 +23,7 @@ class GeneratedClient:
     connection: Any
 
     def submit(self, intent: dict[str, Any], *, idempotency_key: str) -> Any:
-        """The accepted deployment, as the generated model."""
+        """The accepted deployment."""
         body = _part("models").DeploymentCreate.from_dict(intent)
         return self.call("deployments.create_deployment", body=body, idempotency_key=idempotency_key)
 
@@ -32,7 +32,7 @@ class GeneratedClient:
         return self.call("deployments.read_deployment", deployment_id=deployment_id)
 
     def call(self, operation: str, **arguments: Any) -> Any:
-        """What the generated function of ``<tag>.<operation id>`` makes of the answer: a model, or a Problem."""
+        """What the generated function of ``<tag>.<operation id>`` returns: a model, or a Problem."""
         return _part(f"api.{operation}").sync(client=self.connection, **arguments)
 
 
@@ -40,20 +40,12 @@ def _part(name: str) -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
-def generate(folder: Path) -> str:
-    """Make the package in ``folder``; what the generator said."""
+def generate(folder: Path) -> None:
+    """Make the package in ``folder``."""
     tools = Path(sys.executable).parent
-    command = [
-        tools / "openapi-python-client",
-        "generate",
-        "--path",
-        DOCUMENT,
-        "--meta",
-        "none",
-        "--fail-on-warning",
-    ]
+    options = ["--path", str(DOCUMENT), "--meta", "none", "--fail-on-warning"]
     made = subprocess.run(
-        [*command, "--output-path", folder / PACKAGE],
+        [str(tools / "openapi-python-client"), "generate", *options, "--output-path", str(folder / PACKAGE)],
         check=False,
         text=True,
         stdout=subprocess.PIPE,
@@ -61,7 +53,6 @@ def generate(folder: Path) -> str:
         env={**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
     )
     assert made.returncode == 0, made.stdout
-    return made.stdout
 
 
 @contextmanager

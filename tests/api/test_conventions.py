@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds on every route: who may call, what errors look like, correlation, limits, paths."""
 
-import io
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import SecretStr
 
-from app import telemetry
 from app.api.dependencies import Service
 from app.api.routing import DECLARED
 from app.domain import accounts
@@ -28,6 +22,7 @@ from app.settings import Settings
 from tests.api.conftest import (
     BOOTSTRAP,
     bearer,
+    captured_lines,
     client_of,
     intent,
     key,
@@ -41,23 +36,9 @@ from tests.waiting import eventually
 NO_DEPLOYMENT = "/deployments/0199c0de-0000-7000-8000-00000000dead"
 
 
-@contextmanager
-def captured_lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Logs as the process logs, but to where it can be read."""
-    root, written = logging.getLogger(), io.StringIO()
-    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
-    telemetry.setup(process="api", stream=written)
-    try:
-        yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        structlog.configure(**configuration)
-
-
 class TestAdmission:
-    async def test_without_a_token_nothing_is_told(self, anybody: httpx.AsyncClient) -> None:
-        response = await anybody.get("/deployments")
+    async def test_without_a_token_nothing_is_told(self, stranger: httpx.AsyncClient) -> None:
+        response = await stranger.get("/deployments")
 
         problem(response, 401, "unauthenticated")
         assert response.headers["www-authenticate"].startswith("Bearer")
@@ -66,13 +47,13 @@ class TestAdmission:
         "header",
         ["Bearer", "Bearer nobody-knows-me", "Basic dXNlcjpwdw==", f"Bearer {BOOTSTRAP}x", "Bearer a b"],
     )
-    async def test_a_bad_token_is_refused(self, anybody: httpx.AsyncClient, header: str) -> None:
-        response = await anybody.get("/deployments", headers={"Authorization": header})
+    async def test_a_bad_token_is_refused(self, stranger: httpx.AsyncClient, header: str) -> None:
+        response = await stranger.get("/deployments", headers={"Authorization": header})
 
         problem(response, 401, "unauthenticated")
 
-    async def test_who_may_not_call_learns_nothing_about_the_input(self, anybody: httpx.AsyncClient) -> None:
-        response = await anybody.post("/deployments", content=b"no json")
+    async def test_who_may_not_call_learns_nothing_about_the_input(self, stranger: httpx.AsyncClient) -> None:
+        response = await stranger.post("/deployments", content=b"no json")
 
         problem(response, 401, "unauthenticated")
 
@@ -146,31 +127,31 @@ class TestAdmission:
 
             assert (plain.status_code, overridden.status_code) == statuses, role
 
-    async def test_public_routes_need_no_token(self, anybody: httpx.AsyncClient) -> None:
+    async def test_public_routes_need_no_token(self, stranger: httpx.AsyncClient) -> None:
         for path in ("health/", "health/live", "health/ready"):
-            assert (await anybody.get(path)).status_code == 200
+            assert (await stranger.get(path)).status_code == 200
         for path in ("/metrics", "/openapi.json", "/docs"):
-            assert (await anybody.get(f"http://api.test{path}")).status_code == 200
+            assert (await stranger.get(f"http://api.test{path}")).status_code == 200
 
 
 class TestProblems:
-    async def test_an_unknown_route(self, anybody: httpx.AsyncClient) -> None:
-        body = problem(await anybody.get("/no/such/thing"), 404, "not_found")
+    async def test_an_unknown_route(self, stranger: httpx.AsyncClient) -> None:
+        body = problem(await stranger.get("/no/such/thing"), 404, "not_found")
 
         assert body["type"] == "urn:eucora:problem:not_found"
         assert body["title"] == "Not Found"
         assert body["instance"] == "/api/v1/no/such/thing"
 
-    async def test_a_method_that_is_not_there(self, client: httpx.AsyncClient) -> None:
-        response = await client.delete("/deployments")
+    async def test_a_method_that_is_not_there(self, asker: httpx.AsyncClient) -> None:
+        response = await asker.delete("/deployments")
 
         problem(response, 405, "method_not_allowed")
         assert response.headers["allow"] == "GET, POST"
 
     @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b'{"app_name": NaN}', b"[" * 100_000])
-    async def test_a_body_that_is_no_json(self, client: httpx.AsyncClient, content: bytes) -> None:
+    async def test_a_body_that_is_no_json(self, asker: httpx.AsyncClient, content: bytes) -> None:
         headers = {**key(), "Content-Type": "application/json"}
-        response = await client.post("/deployments", content=content, headers=headers)
+        response = await asker.post("/deployments", content=content, headers=headers)
 
         if content:
             problem(response, 400, "malformed_request")
@@ -178,49 +159,52 @@ class TestProblems:
             assert pointers(response) == [""]
 
     @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "", "application/xml"])
-    async def test_a_body_of_another_kind(self, client: httpx.AsyncClient, kind: str) -> None:
+    async def test_a_body_of_another_kind(self, asker: httpx.AsyncClient, kind: str) -> None:
         headers = {**key(), "Content-Type": kind}
-        response = await client.post("/deployments", content=json.dumps(intent()), headers=headers)
+        response = await asker.post("/deployments", content=json.dumps(intent()), headers=headers)
 
         problem(response, 415, "unsupported_media_type")
         assert response.headers["accept"] == "application/json"
 
-    async def test_parameters_of_the_media_type_do_not_matter(
-        self, client: httpx.AsyncClient, all_targets: None
-    ) -> None:
+    @pytest.mark.usefixtures("all_targets")
+    async def test_parameters_of_the_media_type_do_not_matter(self, client: httpx.AsyncClient) -> None:
         headers = {**key(), "Content-Type": "Application/JSON; charset=utf-8"}
         response = await client.post("/deployments", content=json.dumps(intent()), headers=headers)
 
         assert response.status_code == 202
 
     @pytest.mark.parametrize(
-        "path", [NO_DEPLOYMENT, "/deployments/no-uuid", "/planes/tivoli", "/targets/intune/LAB"]
+        "path", [NO_DEPLOYMENT, "/deployments/no-uuid", "/planes/tivoli", "/targets/jamf/LAB"]
     )
-    async def test_what_is_not_there_is_404(self, client: httpx.AsyncClient, path: str) -> None:
-        problem(await client.get(path), 404, "not_found")
+    async def test_what_is_not_there_is_404(self, asker: httpx.AsyncClient, path: str) -> None:
+        problem(await asker.get(path), 404, "not_found")
 
     async def test_unknown_doubled_and_impossible_query_parameters_are_refused(
-        self, client: httpx.AsyncClient
+        self, asker: httpx.AsyncClient
     ) -> None:
-        assert pointers(await client.get("/deployments?colour=red")) == ["/query/colour"]
-        assert pointers(await client.get("/deployments?limit=1&limit=2")) == ["/query/limit"]
-        assert pointers(await client.get("/deployments?app_name=a%00b")) == ["/query/app_name"]
-        assert pointers(await client.get("/health/live?x=1")) == ["/query/x"]
+        assert pointers(await asker.get("/deployments?colour=red")) == ["/query/colour"]
+        assert pointers(await asker.get("/deployments?limit=1&limit=2")) == ["/query/limit"]
+        assert pointers(await asker.get("/deployments?app_name=a%00b")) == ["/query/app_name"]
+        assert pointers(await asker.get("/health/live?x=1")) == ["/query/x"]
 
     async def test_what_nobody_foresaw_is_a_500_that_tells_nothing(
         self, app: FastAPI, client: httpx.AsyncClient
     ) -> None:
         app.state.service.targets = None
 
-        response = await client.post("/deployments", json=intent(), headers=key())
+        with captured_lines() as lines:
+            response = await client.post("/deployments", json=intent(), headers=key())
 
         body = problem(response, 500, "internal")
         assert "NoneType" not in response.text
-        assert body["correlation_id"]
+        told = next(line for line in lines() if line["event"] == "request_failed")
+        assert "NoneType" in told["exception"]
+        assert told["correlation_id"] == body["correlation_id"]
 
 
 class TestCorrelation:
-    async def test_an_id_is_taken_and_stored(self, client: httpx.AsyncClient, all_targets: None) -> None:
+    @pytest.mark.usefixtures("all_targets")
+    async def test_an_id_is_taken_and_stored(self, client: httpx.AsyncClient) -> None:
         mine = str(uuid4())
         response = await client.post(
             "/deployments", json=intent(), headers={**key(), "X-Correlation-ID": mine}
@@ -230,18 +214,18 @@ class TestCorrelation:
         assert response.json()["correlation_id"] == mine
 
     @pytest.mark.parametrize("sent", [None, "order-66", "\xe4", "x" * 5000])
-    async def test_an_id_is_made_if_need_be(self, anybody: httpx.AsyncClient, sent: str | None) -> None:
-        headers = {} if sent is None else {"X-Correlation-ID": sent.encode("latin-1")}
-        response = await anybody.get("/health/live", headers=headers)
+    async def test_an_id_is_made_if_need_be(self, stranger: httpx.AsyncClient, sent: str | None) -> None:
+        headers = {} if sent is None else {b"X-Correlation-ID": sent.encode("latin-1")}
+        response = await stranger.get("/health/live", headers=headers)
 
         assert UUID(response.headers["x-correlation-id"]).version == 7
 
-    async def test_each_request_leaves_a_line_with_its_ids(self, client: httpx.AsyncClient) -> None:
+    async def test_each_request_leaves_a_line_with_its_ids(self, asker: httpx.AsyncClient) -> None:
         trace = "0af7651916cd43dd8448eb211c80319c"
         headers = {"X-Correlation-ID": str(uuid4()), "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
 
         with captured_lines() as lines:
-            await client.get("/planes", headers=headers)
+            await asker.get("/planes", headers=headers)
 
         line = next(line for line in lines() if line["event"] == "request")
         assert line["correlation_id"] == headers["X-Correlation-ID"]
@@ -276,21 +260,20 @@ class TestLimits:
 
         problem(response, 413, "body_too_large")
 
-    async def test_even_where_nobody_would_read_it(self, anybody: httpx.AsyncClient) -> None:
-        problem(await anybody.post("/no/such/thing", content=self.BODY), 413, "body_too_large")
+    async def test_even_where_nobody_would_read_it(self, stranger: httpx.AsyncClient) -> None:
+        problem(await stranger.post("/no/such/thing", content=self.BODY), 413, "body_too_large")
 
 
 class TestPaths:
-    async def test_a_trailing_slash_is_served_in_place(
-        self, client: httpx.AsyncClient, all_targets: None
-    ) -> None:
+    @pytest.mark.usefixtures("all_targets")
+    async def test_a_trailing_slash_is_served_in_place(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/targets/")).json() == (await client.get("/targets")).json()
         assert (await client.post("/deployments/", json=intent(), headers=key())).status_code == 202
         assert (await client.get("/health")).status_code == 200
 
-    async def test_answers_are_not_kept_or_sniffed_by_anybody(self, anybody: httpx.AsyncClient) -> None:
+    async def test_answers_are_not_kept_or_sniffed_by_anybody(self, stranger: httpx.AsyncClient) -> None:
         for path in ("/health/live", "/no/such/thing"):
-            headers = (await anybody.get(path)).headers
+            headers = (await stranger.get(path)).headers
             assert headers["cache-control"] == "no-store"
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["x-frame-options"] == "DENY"
@@ -318,13 +301,13 @@ class TestPages:
         "cursor", ["x", "W10", "bnVsbA", "%00", "é", "WyJcdTAwMDAiLCAiTEFCIl0", "A" * 1000]
     )
     async def test_a_cursor_that_nobody_wrote_is_refused(
-        self, client: httpx.AsyncClient, path: str, cursor: str
+        self, asker: httpx.AsyncClient, path: str, cursor: str
     ) -> None:
-        assert pointers(await client.get(path, params={"cursor": cursor})) == ["/query/cursor"]
+        assert pointers(await asker.get(path, params={"cursor": cursor})) == ["/query/cursor"]
 
     @pytest.mark.parametrize("limit", ["0", "201", "-1", "many", ""])
-    async def test_a_limit_outside_its_bounds_is_refused(self, client: httpx.AsyncClient, limit: str) -> None:
-        assert pointers(await client.get("/operations", params={"limit": limit})) == ["/query/limit"]
+    async def test_a_limit_outside_its_bounds_is_refused(self, asker: httpx.AsyncClient, limit: str) -> None:
+        assert pointers(await asker.get("/operations", params={"limit": limit})) == ["/query/limit"]
 
 
 class TestDatabaseDown:

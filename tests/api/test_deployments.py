@@ -13,7 +13,7 @@ from app.connectors.contract import Action, Member
 from app.domain import deployments, devices, effects
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation
 from app.runtime import Runtime
-from tests.api.conftest import Submit, key, pointers, problem
+from tests.api.conftest import Submit, captured_lines, key, pointers, problem
 
 
 async def begin(runtime: Runtime, submitted: dict[str, Any], *, devices_found: int = 0) -> None:
@@ -106,10 +106,8 @@ class TestReading:
         assert pointers(await client.get(f"{path}?ring=MOON")) == ["/query/ring"]
 
     @pytest.mark.parametrize("part", ["", "/effects", "/devices", "/events"])
-    async def test_of_what_is_not_there_nothing_is(self, client: httpx.AsyncClient, part: str) -> None:
-        problem(
-            await client.get(f"/deployments/0199c0de-0000-7000-8000-00000000dead{part}"), 404, "not_found"
-        )
+    async def test_of_what_is_not_there_nothing_is(self, asker: httpx.AsyncClient, part: str) -> None:
+        problem(await asker.get(f"/deployments/0199c0de-0000-7000-8000-00000000dead{part}"), 404, "not_found")
 
 
 class TestCommands:
@@ -202,10 +200,9 @@ class TestCommit:
     async def test_the_change_is_committed_before_the_answer_leaves(
         self, client: httpx.AsyncClient, submit: Submit, api_runtime: Runtime
     ) -> None:
-        """The row is locked by somebody else until the moment the answer would leave; a commit cannot come later.
+        """An answer that left before the commit would tell of a change that other readers do not see yet.
 
-        An answer that left before the commit would tell of a change that other readers do not see yet. So: read
-        with a connection of our own, at the instant the first byte of the answer is handed to the server.
+        So: read with a connection of our own at the instant the answer is handed to the server.
         """
         submitted = await submit()
         await begin(api_runtime, submitted)
@@ -247,7 +244,9 @@ class TestCommit:
                 " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
             )
 
-        response = await client.post(f"/deployments/{submitted['id']}/rollback")
+        with captured_lines() as lines:
+            response = await client.post(f"/deployments/{submitted['id']}/rollback")
 
         problem(response, 500, "internal")
+        assert any("not today" in line.get("exception", "") for line in lines())
         assert (await client.get(f"/deployments/{submitted['id']}")).json()["status"] == "DEPLOYING"

@@ -8,13 +8,13 @@ from app.settings import Settings
 from tests.api.conftest import client_of, intent, key, set_targets, started
 
 
-async def test_all_is_well(anybody: httpx.AsyncClient) -> None:
-    body = (await anybody.get("/health/")).json()
+async def test_all_is_well(stranger: httpx.AsyncClient) -> None:
+    body = (await stranger.get("/health/")).json()
 
     assert body["status"] == "healthy"
     assert body["checks"]["database"]["status"] == body["checks"]["cache"]["status"] == "healthy"
-    assert (await anybody.get("/health/ready")).json()["status"] == "healthy"
-    assert (await anybody.get("/health/live")).json()["status"] == "healthy"
+    assert (await stranger.get("/health/ready")).json()["status"] == "healthy"
+    assert (await stranger.get("/health/live")).json()["status"] == "healthy"
 
 
 async def test_without_the_cache_it_is_degraded_and_accepts(
@@ -35,8 +35,8 @@ async def test_without_the_cache_it_is_degraded_and_accepts(
     assert accepted.status_code == 202
 
 
-async def test_metrics_are_prometheus_text(anybody: httpx.AsyncClient) -> None:
-    response = await anybody.get("http://api.test/metrics")
+async def test_metrics_are_prometheus_text(stranger: httpx.AsyncClient) -> None:
+    response = await stranger.get("http://api.test/metrics")
 
     assert response.headers["content-type"].startswith("text/plain")
     assert "# TYPE eucora_" in response.text

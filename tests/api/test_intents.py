@@ -118,7 +118,7 @@ class TestAccepted:
         assert response.status_code == 202
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+REFUSED: dict[str, tuple[Any, str, str]] = {
     "unknown ring": (intent(target_ring="MOON"), "/target_ring", "invalid"),
     "unknown plane": (intent(planes=["tivoli"]), "/planes/0", "invalid"),
     "plane without a connector": (intent(planes=["jamf"], package=PKG), "/planes/0", "plane_not_configured"),
@@ -175,24 +175,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.mark.usefixtures("all_targets")
 class TestRefused:
     @pytest.mark.parametrize("case", REFUSED)
-    async def test_the_answer_names_the_field_and_the_rule(
-        self, client: httpx.AsyncClient, case: str
-    ) -> None:
+    async def test_the_answer_names_the_field_and_the_rule(self, asker: httpx.AsyncClient, case: str) -> None:
         body, pointer, code = REFUSED[case]
         headers = {**key(), "Content-Type": "application/json"}
-        response = await client.post("/deployments", content=json.dumps(body), headers=headers)
+        response = await asker.post("/deployments", content=json.dumps(body), headers=headers)
 
         wrong = problem(response, 422, code)["errors"]
         assert [each["pointer"] for each in wrong] == [pointer]
         assert wrong[0]["detail"]
         assert len(response.content) < 3000
 
-    async def test_everything_that_is_wrong_is_told_at_once(self, client: httpx.AsyncClient) -> None:
+    async def test_everything_that_is_wrong_is_told_at_once(self, asker: httpx.AsyncClient) -> None:
         body = intent(version="", target_ring="MOON", risk_factors=factors(history=2, exploitability=...))
-        response = await client.post("/deployments", json=body, headers=key())
+        response = await asker.post("/deployments", json=body, headers=key())
 
         assert pointers(response) == [
             "/version",
@@ -201,15 +198,15 @@ class TestRefused:
             "/risk_factors/history",
         ]
 
-    async def test_a_field_that_is_there_twice(self, client: httpx.AsyncClient) -> None:
+    async def test_a_field_that_is_there_twice(self, asker: httpx.AsyncClient) -> None:
         text = json.dumps(intent()).replace('"history"', '"data_access"')
         headers = {**key(), "Content-Type": "application/json"}
-        response = await client.post("/deployments", content=text, headers=headers)
+        response = await asker.post("/deployments", content=text, headers=headers)
 
         assert pointers(response) == ["/risk_factors/data_access"]
 
     async def test_values_that_cannot_be_stored_where_anything_may_stand(
-        self, client: httpx.AsyncClient
+        self, asker: httpx.AsyncClient
     ) -> None:
         deep: Any = 1
         for _ in range(40):
@@ -218,7 +215,7 @@ class TestRefused:
         body = intent(package={"kind": "playbook", "job_template": "x", "extra_vars": variables})
         text = json.dumps(body).replace("Infinity", "1e400")
         headers = {**key(), "Content-Type": "application/json"}
-        response = await client.post("/deployments", content=text, headers=headers)
+        response = await asker.post("/deployments", content=text, headers=headers)
 
         inside = "/package/extra_vars"
         assert pointers(response) == [f"{inside}/a", f"{inside}/b/0", f"{inside}/c" + "/0" * 29]
@@ -241,20 +238,22 @@ async def test_a_lane_without_a_target_is_refused(client: httpx.AsyncClient) -> 
     assert pointers(response, "target_not_set") == ["/planes/0"]
 
 
-@pytest.mark.usefixtures("all_targets")
-class TestRepeats:
-    async def test_a_key_is_required(self, client: httpx.AsyncClient) -> None:
-        response = await client.post("/deployments", json=intent())
+class TestKeys:
+    async def test_a_key_is_required(self, asker: httpx.AsyncClient) -> None:
+        response = await asker.post("/deployments", json=intent())
 
         assert pointers(response, "idempotency_key_required") == ["/header/Idempotency-Key"]
 
     @pytest.mark.parametrize("text", ["x" * 256, "a b", "sch\xf6n", ""])
-    async def test_a_malformed_key_is_refused(self, client: httpx.AsyncClient, text: str) -> None:
-        headers = {"Idempotency-Key": text.encode("latin-1")}
-        response = await client.post("/deployments", json=intent(), headers=headers)
+    async def test_a_malformed_key_is_refused(self, asker: httpx.AsyncClient, text: str) -> None:
+        headers = {b"Idempotency-Key": text.encode("latin-1")}
+        response = await asker.post("/deployments", json=intent(), headers=headers)
 
         assert pointers(response) == ["/header/Idempotency-Key"]
 
+
+@pytest.mark.usefixtures("all_targets")
+class TestRepeats:
     async def test_the_same_request_gets_the_same_answer(self, client: httpx.AsyncClient) -> None:
         headers = key()
         first = await client.post("/deployments", json=intent(), headers=headers)

@@ -39,9 +39,9 @@ def test_the_committed_document_is_the_one_the_routes_make() -> None:
 
 
 async def test_the_running_api_serves_the_same_document(
-    anybody: httpx.AsyncClient, document: dict[str, Any]
+    stranger: httpx.AsyncClient, document: dict[str, Any]
 ) -> None:
-    served = await anybody.get("http://api.test/openapi.json")
+    served = await stranger.get("http://api.test/openapi.json")
 
     assert served.json() == document
 

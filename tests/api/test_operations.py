@@ -87,7 +87,7 @@ async def test_it_is_cancelled_and_retried_with_no_worker_alive(
     assert row.status is OperationStatus.QUEUED
 
 
-async def test_an_unknown_one_is_404(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_one_is_404(asker: httpx.AsyncClient) -> None:
     for method, part in (("GET", ""), ("POST", "/cancel"), ("POST", "/retry")):
-        response = await client.request(method, f"/operations/0199c0de-0000-7000-8000-00000000dead{part}")
+        response = await asker.request(method, f"/operations/0199c0de-0000-7000-8000-00000000dead{part}")
         problem(response, 404, "not_found")

@@ -7,8 +7,8 @@ from app.connectors.contract import Plane
 from tests.api.conftest import NOBODY_LISTENS, pointers
 
 
-async def test_every_plane_is_listed_configured_or_not(client: httpx.AsyncClient) -> None:
-    items = {item["plane"]: item for item in (await client.get("/planes")).json()["items"]}
+async def test_every_plane_is_listed_configured_or_not(asker: httpx.AsyncClient) -> None:
+    items = {item["plane"]: item for item in (await asker.get("/planes")).json()["items"]}
 
     assert items.keys() == set(Plane)
     assert items["intune"]["configured"]
@@ -18,8 +18,8 @@ async def test_every_plane_is_listed_configured_or_not(client: httpx.AsyncClient
     assert items["ansible"]["missing"]
 
 
-async def test_a_plane_shows_the_address_in_use(client: httpx.AsyncClient) -> None:
-    plane = (await client.get("/planes/intune")).json()
+async def test_a_plane_shows_the_address_in_use(asker: httpx.AsyncClient) -> None:
+    plane = (await asker.get("/planes/intune")).json()
 
     assert plane["base_url"].startswith(NOBODY_LISTENS)
 
@@ -34,15 +34,15 @@ async def test_a_check_is_an_operation(client: httpx.AsyncClient) -> None:
     assert operation["correlation_id"] == response.headers["x-correlation-id"]
 
 
-async def test_a_plane_that_is_not_configured_cannot_be_checked(client: httpx.AsyncClient) -> None:
-    response = await client.post("/planes/jamf/check")
+async def test_a_plane_that_is_not_configured_cannot_be_checked(asker: httpx.AsyncClient) -> None:
+    response = await asker.post("/planes/jamf/check")
 
     assert pointers(response, "plane_not_configured") == ["/path/plane"]
 
 
-async def test_pages_of_planes(client: httpx.AsyncClient) -> None:
-    first = (await client.get("/planes?limit=3")).json()
-    second = (await client.get("/planes", params={"cursor": first["next_cursor"]})).json()
+async def test_pages_of_planes(asker: httpx.AsyncClient) -> None:
+    first = (await asker.get("/planes?limit=3")).json()
+    second = (await asker.get("/planes", params={"cursor": first["next_cursor"]})).json()
 
     assert [item["plane"] for item in first["items"] + second["items"]] == list(Plane)
     assert second["next_cursor"] is None

@@ -85,11 +85,11 @@ async def test_they_are_listed_in_order_and_in_pages(client: httpx.AsyncClient) 
     ],
 )
 async def test_what_is_no_target_is_refused(
-    client: httpx.AsyncClient, body: dict[str, object], expected: list[str]
+    asker: httpx.AsyncClient, body: dict[str, object], expected: list[str]
 ) -> None:
-    assert pointers(await client.put(PATH, json=body)) == expected
+    assert pointers(await asker.put(PATH, json=body)) == expected
 
 
-async def test_an_unknown_ring_or_plane_has_none(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_ring_or_plane_has_none(asker: httpx.AsyncClient) -> None:
     for path in ("/targets/intune/MOON", "/targets/tivoli/LAB"):
-        problem(await client.put(path, json={"kind": "group", "ref": "x"}), 404, "not_found")
+        problem(await asker.put(path, json={"kind": "group", "ref": "x"}), 404, "not_found")
