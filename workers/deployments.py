@@ -10,7 +10,7 @@ from app.domain import devices, effects, lanes, rollback
 from app.domain.effects import Planned
 from app.domain.lanes import Push
 from app.domain.rollback import Removal
-from app.resilience.errors import AttemptTimeout, Deferral
+from app.resilience.errors import AttemptTimeout, Deferral, Unsettled
 from workers.context import Again, Done, Job, Outcome
 from workers.effects import announce, as_json, in_ledger, perform, settle
 from workers.planes import connector_for
@@ -33,6 +33,8 @@ async def deploy_to_connector(job: Job) -> Outcome:
         return Again(push, "paused")
     try:
         return await push_lane(job, connector_for(job, push.plane), push)
+    except Unsettled:
+        raise
     except Deferral as error:
         await wait_for_plane(job, lane_id, error)
         raise

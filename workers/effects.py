@@ -3,13 +3,24 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from app.connectors.contract import Verified
 from app.domain import effects
 from app.domain.effects import Planned
-from app.resilience.errors import AmbiguousError, AuthError, CallError, PermanentError, PolicyError
+from app.resilience.errors import (
+    AmbiguousError,
+    AuthError,
+    CallError,
+    PermanentError,
+    PolicyError,
+    Unsettled,
+)
 from workers.context import Job
+
+SECOND_LOOK = timedelta(seconds=3)
+"""After this a plane that did not show an effect is asked again: directories are slow to show what is new."""
 
 
 async def perform(
@@ -26,18 +37,37 @@ async def perform(
 
     Raises:
         CallError: as ``ask`` and ``send``; a refusal is in the ledger then, a lost answer too.
+        Unsettled: it was sent before, and whether the plane has it is not certain yet.
         LeaseLost: another worker has the operation; nothing was sent.
     """
     if step.done:
         return step.external_id
-    if step.doubtful and (there := await ask()).holds:
-        await settle(job, step, there.external_id)
-        return there.external_id
+    if step.doubtful:
+        there = await ask()
+        if there.holds:
+            await settle(job, step, there.external_id)
+            return there.external_id
+        await believe_absence(job, step)
     await announce(job, step)
     async with in_ledger(job, step):
         external_id = await send()
     await settle(job, step, external_id)
     return external_id
+
+
+async def believe_absence(job: Job, step: Planned) -> None:
+    """An effect that is not there must be missed twice, some time apart, before it is sent again.
+
+    Raises:
+        Unsettled: this was the first time.
+    """
+    now = job.runtime.clock()
+    if step.absent_at is not None and now - step.absent_at >= SECOND_LOOK:
+        return
+    async with job.transaction() as session:
+        await effects.absent(session, step.id, now=step.absent_at or now)
+    detail = f"{step.key} was sent and is not to be seen"
+    raise Unsettled(detail, service=step.key.split("/")[1], retry_after=SECOND_LOOK.total_seconds())
 
 
 async def announce(job: Job, step: Planned) -> None:

@@ -39,6 +39,7 @@ class Planned:
     external_id: str | None
     checkpoint: dict[str, Any] | None
     settled_at: datetime | None = None
+    absent_at: datetime | None = None
 
     @property
     def done(self) -> bool:
@@ -71,7 +72,14 @@ async def plan(session: AsyncSession, lane: RingDeployment, action: Action, oper
         effect.state, effect.error, effect.settled_at = EffectState.PLANNED, None, None
         effect.operation_id = operation_id
     return Planned(
-        effect.id, key, action, effect.state, effect.external_id, effect.checkpoint, effect.settled_at
+        id=effect.id,
+        key=key,
+        action=action,
+        state=effect.state,
+        external_id=effect.external_id,
+        checkpoint=effect.checkpoint,
+        settled_at=effect.settled_at,
+        absent_at=effect.absent_at,
     )
 
 
@@ -80,13 +88,18 @@ async def sent(session: AsyncSession, effect_id: UUID, *, operation_id: UUID, no
     await session.execute(
         update(Effect)
         .where(Effect.id == effect_id, Effect.state.in_(OPEN))
-        .values(state=EffectState.SENT, sent_at=now, operation_id=operation_id)
+        .values(state=EffectState.SENT, sent_at=now, absent_at=None, operation_id=operation_id)
     )
 
 
 async def progressed(session: AsyncSession, effect_id: UUID, checkpoint: dict[str, Any]) -> None:
     """Keep how far an upload has come, so that another job, anywhere, goes on from there."""
     await session.execute(update(Effect).where(Effect.id == effect_id).values(checkpoint=checkpoint))
+
+
+async def absent(session: AsyncSession, effect_id: UUID, *, now: datetime) -> None:
+    """The plane was asked after a lost answer and does not have it, or does not show it yet."""
+    await session.execute(update(Effect).where(Effect.id == effect_id).values(absent_at=now))
 
 
 async def confirmed(

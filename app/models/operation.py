@@ -97,8 +97,8 @@ class Operation(Base):
 class Effect(Base):
     """One change asked of a plane, written before it is sent. ``key`` makes a repeat harmless.
 
-    ``checkpoint`` is how far an upload has come, in the connector's own words; ``response`` what the plane
-    answered.
+    ``absent_at``: asked after a lost answer, the plane did not show it. ``checkpoint`` is how far an upload has
+    come, in the connector's own words.
     """
 
     __tablename__ = "effects"
@@ -120,4 +120,5 @@ class Effect(Base):
     error: Mapped[Json | None]
     planned_at: Mapped[Created]
     sent_at: Mapped[Instant | None]
+    absent_at: Mapped[Instant | None]
     settled_at: Mapped[Instant | None]

@@ -105,6 +105,12 @@ class NotConfigured(Deferral):
     code = "plane_not_configured"
 
 
+class Unsettled(Deferral):
+    """The plane does not show what was sent; it may be slow to, so it is looked at once more."""
+
+    code = "verifying"
+
+
 class LocalSaturation(Deferral):
     """Our own queue or pool for this service is full."""
 
