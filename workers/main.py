@@ -26,6 +26,7 @@ from workers.relay import Relay
 from workers.runner import Runner
 
 PRESENCE_EVERY, PRESENCE_LASTS = 10.0, 30
+CANCEL_AGAIN = 0.2
 
 JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
     {
@@ -58,7 +59,8 @@ async def main(settings: Settings, jobs: Mapping[OperationKind, JobFunction] = J
 async def work(runtime: Runtime, jobs: Mapping[OperationKind, JobFunction], stop: asyncio.Event) -> None:
     """Run operations until ``stop`` is set; then finish or give back what runs."""
     runner = Runner(runtime, jobs, ended=outcomes.operation_ended)
-    relay = asyncio.create_task(Relay(runtime, list(jobs), ended=outcomes.operation_ended).run())
+    relay = Relay(runtime, list(jobs), ended=outcomes.operation_ended)
+    ringing = [asyncio.create_task(loop) for loop in relay.loops()]
     loops = queue_loops(runner)
     hearing = [asyncio.create_task(loop.run()) for loop in loops]
     presence = asyncio.create_task(show_presence(runner))
@@ -66,7 +68,7 @@ async def work(runtime: Runtime, jobs: Mapping[OperationKind, JobFunction], stop
     await stop.wait()
 
     log.info("worker_stopping", running=runner.running)
-    await end(relay)
+    await end(*ringing)
     for loop in loops:
         loop.stop_taking()
     await runner.stop(runtime.settings.worker.completion_wait)
@@ -75,12 +77,15 @@ async def work(runtime: Runtime, jobs: Mapping[OperationKind, JobFunction], stop
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel, and wait until it has happened."""
+    """Cancel until it has happened: redis-py loses a cancellation that comes while it connects (seen)."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
     for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("loop_failed", exc_info=error)
 
 
 def queue_loops(runner: Runner) -> list[QueueLoop]:

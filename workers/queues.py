@@ -152,7 +152,7 @@ class QueueWorker(Worker):
 
 
 class QueueLoop:
-    """One queue, heard as long as the process lives; an arq worker ends with its Redis, this makes another."""
+    """One queue, heard as long as the process lives: an arq worker ends with its Redis, this makes more."""
 
     def __init__(self, make: Callable[[], QueueWorker]) -> None:
         self._make = make

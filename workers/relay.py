@@ -6,7 +6,7 @@ asked. A crash in between costs a wake-up, which is repeated; it never costs an 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -44,12 +44,9 @@ class Relay:
         self._limits = runtime.settings.worker
         self._rung = asyncio.Event()
 
-    async def run(self) -> None:
-        """Until cancelled; survives the loss of PostgreSQL and of Redis."""
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._for_ever(self._listen))
-            loops.create_task(self._for_ever(self._ring))
-            loops.create_task(self._for_ever(self._sweep))
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """To be run side by side until cancelled; they survive the loss of PostgreSQL and of Redis."""
+        return [self._for_ever(step) for step in (self._listen, self._ring, self._sweep)]
 
     async def _for_ever(self, step: Callable[[], Awaitable[None]]) -> None:
         wait = BACK_OFF[0]
@@ -93,7 +90,8 @@ class Relay:
             await self._push(due)
         if len(due) < BATCH:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._rung.wait(), self._limits.relay_interval)
+                async with asyncio.timeout(self._limits.relay_interval):
+                    await self._rung.wait()
 
     async def _refill_if_emptied(self) -> None:
         """Asked before rows are stamped, so a Redis that is away costs PostgreSQL nothing."""

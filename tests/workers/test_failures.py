@@ -63,7 +63,7 @@ def test_every_exception_has_a_verdict(
 @pytest.mark.parametrize(
     ("statement", "action", "code"),
     [
-        ("SELECT pg_sleep(2)", Action.RETRY, "db_slow"),
+        ("SELECT pg_sleep(60)", Action.RETRY, "db_slow"),
         ("SELECT pg_terminate_backend(pg_backend_pid())", Action.DEFER, "db_down"),
         ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$", Action.RETRY, "conflict"),
         ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40001'; END $$", Action.RETRY, "conflict"),
@@ -77,7 +77,7 @@ async def test_what_the_real_database_raises_is_told_apart(
 ) -> None:
     engine = create_async_engine(
         make_url(database_url).set(drivername="postgresql+asyncpg"),
-        connect_args={"server_settings": {"statement_timeout": "200"}},
+        connect_args={"server_settings": {"statement_timeout": "1000"}},
     )
     async with engine.connect() as connection:
         with pytest.raises(DBAPIError) as raised:
