@@ -65,8 +65,8 @@ class Job:
             LeaseLost: somebody else does this work now.
             CancelRequested: it is to be stopped.
         """
-        async with AsyncSession(self.runtime.accept_engine) as session:
-            beat = await leases.look(session, self.claimed)
+        async with self.runtime.autocommit() as connection:
+            beat = await leases.look(connection, self.claimed)
         if beat is Beat.LOST:
             raise LeaseLost(
                 f"operation {self.claimed.id} is held by another worker", operation_id=self.claimed.id

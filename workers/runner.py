@@ -10,7 +10,6 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -128,13 +127,9 @@ class Runner:
             return await self._try_claim(operation_id)  # the pool knows by now that its connections are dead
 
     async def _try_claim(self, operation_id: UUID) -> Claimed | None:
-        async with self.session() as session:
-            lease = timedelta(seconds=self.runtime.settings.worker.lease)
-            return await leases.claim(session, operation_id, owner=self.owner, lease=lease)
-
-    def session(self) -> AbstractAsyncContextManager[AsyncSession]:
-        """For single statements that are their own transaction."""
-        return AsyncSession(self.runtime.accept_engine, expire_on_commit=False)
+        lease = timedelta(seconds=self.runtime.settings.worker.lease)
+        async with self.runtime.autocommit() as connection:
+            return await leases.claim(connection, operation_id, owner=self.owner, lease=lease)
 
 
 class Run:
@@ -237,8 +232,8 @@ class Run:
 
     async def _beat(self) -> Beat:
         lease = timedelta(seconds=self.limits.lease)
-        async with asyncio.timeout(self.limits.heartbeat), self.runner.session() as session:
-            return await leases.heartbeat(session, self.claimed, lease=lease)
+        async with asyncio.timeout(self.limits.heartbeat), self.runtime.autocommit() as connection:
+            return await leases.heartbeat(connection, self.claimed, lease=lease)
 
     async def _record(self, ending: Ending) -> str:
         """Write the ending, trying for as long as the lease lasts; the word for it."""
@@ -263,8 +258,8 @@ class Run:
 
     async def _write(self, ending: Ending) -> str:
         if isinstance(ending, Done):
-            async with self.runner.session() as session:
-                await leases.succeed(session, self.claimed, ending.result)
+            async with self.runtime.autocommit() as connection:
+                await leases.succeed(connection, self.claimed, ending.result)
             return OperationStatus.SUCCEEDED.value.lower()
         if ending is Stop.LOST or (isinstance(ending, Verdict) and ending.action is Action.DROP):
             return Stop.LOST.value

@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, null, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, Interval, Result, Row, bindparam, func, null, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.domain.operations import (
-    OPEN,
     Ended,
     Failure,
     OperationKind,
@@ -63,32 +63,53 @@ class Beat(StrEnum):
     LOST = "lost"
 
 
-async def claim(session: AsyncSession, operation_id: UUID, *, owner: str, lease: timedelta) -> Claimed | None:
+CLAIM = (
+    text("""
+    UPDATE operations
+    SET status = 'RUNNING', attempt = attempt + 1, fence = fence + 1, version = version + 1,
+        lease_owner = :owner, lease_until = clock_timestamp() + :lease,
+        started_at = coalesce(started_at, clock_timestamp())
+    WHERE id = :id AND status IN ('QUEUED', 'WAITING') AND run_after <= clock_timestamp()
+        AND NOT cancel_requested AND (deadline IS NULL OR deadline > clock_timestamp())
+    RETURNING id, kind, subject_type, subject_id, deployment_id, correlation_id, attempt, max_attempts,
+        deferrals, fence, deadline, args, error
+    """)
+    .bindparams(bindparam("lease", type_=Interval()))
+    .columns(args=JSONB, error=JSONB)
+)
+RENEW = text(
+    "UPDATE operations SET lease_until = clock_timestamp() + :lease"
+    " WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING cancel_requested"
+).bindparams(bindparam("lease", type_=Interval()))
+LOOK = text(
+    "SELECT cancel_requested FROM operations WHERE id = :id AND fence = :fence AND status = 'RUNNING'"
+)
+SUCCEED = text(
+    """
+    UPDATE operations
+    SET status = 'SUCCEEDED', result = :result, error = NULL, lease_owner = NULL, lease_until = NULL,
+        dispatched_at = NULL, cancel_requested = false, finished_at = clock_timestamp(), version = version + 1
+    WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING id
+    """
+).bindparams(bindparam("result", type_=JSONB(none_as_null=True)))
+"""Each operation passes these four, so they are written once: building them costs more than running them."""
+
+Connection = AsyncSession | AsyncConnection
+
+
+async def claim(
+    connection: Connection, operation_id: UUID, *, owner: str, lease: timedelta
+) -> Claimed | None:
     """Take the operation if it is due and nobody has it; one statement, so of many callers one wins.
 
     The attempt is counted here, so that work which kills its process runs out of attempts too.
     """
-    now = func.clock_timestamp()
-    claimed = await session.scalar(
-        update(Operation)
-        .where(Operation.id == operation_id, Operation.status.in_(OPEN), Operation.run_after <= now)
-        .where(~Operation.cancel_requested, Operation.deadline.is_(None) | (Operation.deadline > now))
-        .values(
-            status=OperationStatus.RUNNING,
-            attempt=Operation.attempt + 1,
-            fence=Operation.fence + 1,
-            lease_owner=owner,
-            lease_until=after(lease),
-            started_at=func.coalesce(Operation.started_at, now),
-            version=Operation.version + 1,
-        )
-        .returning(Operation),
-        execution_options={"populate_existing": True},
-    )
-    return None if claimed is None else _as_claimed(claimed)
+    values = {"id": operation_id, "owner": owner, "lease": lease}
+    row = (await connection.execute(CLAIM, values)).one_or_none()
+    return None if row is None else _as_claimed(row)
 
 
-def _as_claimed(row: Operation) -> Claimed:
+def _as_claimed(row: Row[Any]) -> Claimed:
     return Claimed(
         id=row.id,
         kind=OperationKind(row.kind),
@@ -115,18 +136,22 @@ def _lost(claimed: Claimed) -> LeaseLost:
     return LeaseLost(detail, operation_id=claimed.id)
 
 
-async def heartbeat(session: AsyncSession, claimed: Claimed, *, lease: timedelta) -> Beat:
+def _proof(claimed: Claimed) -> dict[str, Any]:
+    return {"id": claimed.id, "fence": claimed.fence}
+
+
+async def heartbeat(connection: Connection, claimed: Claimed, *, lease: timedelta) -> Beat:
     """Prolong the lease; tells when it is lost or when the work is to be cancelled."""
-    renew = update(Operation).where(_mine(claimed)).values(lease_until=after(lease))
-    cancel = await session.scalar(renew.returning(Operation.cancel_requested))
-    if cancel is None:
-        return Beat.LOST
-    return Beat.CANCEL if cancel else Beat.FINE
+    return _beat(await connection.execute(RENEW, _proof(claimed) | {"lease": lease}))
 
 
-async def look(session: AsyncSession, claimed: Claimed) -> Beat:
+async def look(connection: Connection, claimed: Claimed) -> Beat:
     """What a heartbeat would learn, without prolonging anything."""
-    cancel = await session.scalar(select(Operation.cancel_requested).where(_mine(claimed)))
+    return _beat(await connection.execute(LOOK, _proof(claimed)))
+
+
+def _beat(answer: Result[Any]) -> Beat:
+    cancel = answer.scalar_one_or_none()
     if cancel is None:
         return Beat.LOST
     return Beat.CANCEL if cancel else Beat.FINE
@@ -152,29 +177,14 @@ async def _hold_with_deployment(session: AsyncSession, claimed: Claimed) -> Oper
     return await hold(session, claimed)
 
 
-async def succeed(session: AsyncSession, claimed: Claimed, result: Json | None = None) -> None:
+async def succeed(connection: Connection, claimed: Claimed, result: Json | None = None) -> None:
     """SUCCEEDED, with ``result``.
 
     Raises:
         LeaseLost: as every function below that takes ``claimed``.
     """
-    done = await session.scalar(
-        update(Operation)
-        .where(_mine(claimed))
-        .values(
-            status=OperationStatus.SUCCEEDED,
-            result=null() if result is None else result,
-            error=null(),
-            lease_owner=None,
-            lease_until=None,
-            dispatched_at=None,
-            cancel_requested=False,
-            finished_at=func.clock_timestamp(),
-            version=Operation.version + 1,
-        )
-        .returning(Operation.id)
-    )
-    if done is None:
+    done = await connection.execute(SUCCEED, _proof(claimed) | {"result": result})
+    if done.one_or_none() is None:
         raise _lost(claimed)
 
 
