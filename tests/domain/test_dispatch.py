@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from app.domain import dispatch, leases, operations
+from app.domain.operations import Subject
+from app.models import OperationStatus
+from app.runtime import Runtime
+from tests.domain.operation_bench import (
+    DEPLOY,
+    OUTAGE,
+    SOON,
+    Told,
+    alter,
+    claim,
+    claimed,
+    due,
+    enqueue,
+    row,
+    seconds_until,
+    sweep,
+    within,
+)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+async def test_enqueued_work_is_due_at_once_and_wakes_the_relays(runtime: Runtime) -> None:
+    correlation_id = uuid4()
+
+    async with runtime.transaction() as session:
+        operation_id = await operations.enqueue(
+            session,
+            DEPLOY,
+            subject=Subject("lane", "42"),
+            correlation_id=correlation_id,
+            args={"ring": "LAB"},
+        )
+        assert session.info["wake"] is True
+
+    stored = await row(runtime, operation_id)
+    assert (stored.kind, stored.queue, stored.status) == (
+        "deploy_to_connector",
+        "deploy",
+        OperationStatus.QUEUED,
+    )
+    assert (stored.subject_type, stored.subject_id, stored.args) == ("lane", "42", {"ring": "LAB"})
+    assert stored.correlation_id == correlation_id
+    assert 86_390 < await seconds_until(runtime, operation_id, "deadline") <= 86_400
+    assert await due(runtime) == [operation_id]
+
+
+async def test_a_deferral_never_waits_past_the_deadline(runtime: Runtime, told: Told) -> None:
+    operation_id = await enqueue(runtime, deadline=timedelta(minutes=1))
+    mine = await claimed(runtime, operation_id)
+
+    await within(runtime, lambda s: leases.defer(s, mine, OUTAGE, delay=timedelta(hours=1), ended=told.ended))
+
+    assert 50 < await seconds_until(runtime, operation_id) <= 60
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["found by the sweeper", "at the deferral"])
+async def test_past_the_deadline_a_deferred_operation_has_failed_for_its_plane(
+    runtime: Runtime, told: Told, *, waiting: bool
+) -> None:
+    mine = await claimed(runtime)
+    if waiting:
+        await within(runtime, lambda s: leases.defer(s, mine, OUTAGE, delay=SOON, ended=told.ended))
+    await alter(runtime, mine.id, "deadline = clock_timestamp() - interval '1 second'")
+
+    if waiting:
+        await sweep(runtime, told)
+    else:
+        await within(runtime, lambda s: leases.defer(s, mine, OUTAGE, delay=SOON, ended=told.ended))
+
+    stored = await row(runtime, mine.id)
+    assert stored.status is OperationStatus.FAILED
+    assert stored.error is not None
+    assert (stored.error["class"], stored.error["code"], stored.error["service"]) == (
+        "transient",
+        "plane_unavailable",
+        "intune",
+    )
+    assert told.of == [(mine.id, OperationStatus.FAILED)]
+
+
+async def test_work_that_no_worker_took_before_its_deadline_has_failed(runtime: Runtime, told: Told) -> None:
+    operation_id = await enqueue(runtime)
+    await alter(runtime, operation_id, "deadline = clock_timestamp() - interval '1 second'")
+
+    assert await claim(runtime, operation_id) is None
+    await sweep(runtime, told)
+
+    stored = await row(runtime, operation_id)
+    assert stored.error is not None
+    assert (stored.status, stored.error["code"]) == (OperationStatus.FAILED, "deadline")
+
+
+async def test_what_a_silent_worker_held_is_queued_again(runtime: Runtime, told: Told) -> None:
+    mine = await claimed(runtime)
+    assert await sweep(runtime, told) == 0
+    await alter(runtime, mine.id, "lease_until = clock_timestamp() - interval '1 second'")
+
+    assert await sweep(runtime, told) == 1
+
+    assert (await row(runtime, mine.id)).status is OperationStatus.QUEUED
+    assert (await claimed(runtime, mine.id)).attempt == 2
+    assert told.of == []
+
+
+async def test_work_that_kills_its_worker_each_time_runs_out_of_attempts(
+    runtime: Runtime, told: Told
+) -> None:
+    operation_id = await enqueue(runtime)
+
+    for _ in range(4):
+        await claimed(runtime, operation_id)
+        await alter(runtime, operation_id, "lease_until = clock_timestamp() - interval '1 second'")
+        await sweep(runtime, told)
+
+    stored = await row(runtime, operation_id)
+    assert stored.error is not None
+    assert (stored.status, stored.error["code"]) == (OperationStatus.FAILED, "worker_lost")
+    assert told.of == [(operation_id, OperationStatus.FAILED)]
+
+
+async def test_many_relays_at_once_end_an_operation_once(runtime: Runtime, told: Told) -> None:
+    operation_id = await enqueue(runtime)
+    await alter(runtime, operation_id, "deadline = clock_timestamp() - interval '1 second'")
+
+    await asyncio.gather(*(sweep(runtime, told) for _ in range(8)))
+
+    assert told.of == [(operation_id, OperationStatus.FAILED)]
+
+
+async def test_a_wake_up_is_rung_again_only_when_nobody_answered(runtime: Runtime) -> None:
+    operation_id = await enqueue(runtime)
+
+    assert await due(runtime) == [operation_id]
+    assert await due(runtime) == []
+    await alter(runtime, operation_id, "dispatched_at = clock_timestamp() - interval '11 seconds'")
+    assert await due(runtime) == [operation_id]
+    await within(runtime, lambda session: dispatch.undispatch(session, [operation_id]))
+    assert await due(runtime) == [operation_id]
+
+
+async def test_relays_at_the_same_moment_share_the_due_operations(runtime: Runtime) -> None:
+    queued = [await enqueue(runtime) for _ in range(40)]
+
+    shares = await asyncio.gather(*(due(runtime, limit=10) for _ in range(6)))
+
+    rung = [operation_id for share in shares for operation_id in share]
+    assert sorted(rung) == sorted(queued)
+
+
+async def test_the_longest_due_comes_first_and_kinds_without_a_job_are_left(runtime: Runtime) -> None:
+    young, old, other = await enqueue(runtime), await enqueue(runtime), await enqueue(runtime)
+    await alter(runtime, old, "run_after = run_after - interval '1 hour'")
+    await alter(runtime, other, "kind = 'execute_ai_task', queue = 'ai'")
+
+    assert await due(runtime) == [old, young]
+
+
+async def test_the_due_are_found_by_the_partial_index(runtime: Runtime) -> None:
+    await within(
+        runtime,
+        lambda session: session.execute(
+            text(
+                "INSERT INTO operations (id, kind, queue, subject_type, subject_id, correlation_id, status)"
+                " SELECT gen_random_uuid(), 'check_plane', 'default', 'plane', 'x', gen_random_uuid(),"
+                " 'SUCCEEDED' FROM generate_series(1, 20000)"
+            )
+        ),
+    )
+    await within(runtime, lambda session: session.execute(text("ANALYZE operations")))
+    plan = await within(
+        runtime,
+        lambda session: session.scalars(
+            text(
+                "EXPLAIN SELECT id FROM operations WHERE status IN ('QUEUED', 'WAITING')"
+                " AND queue IN ('deploy', 'default') AND run_after <= now() ORDER BY run_after LIMIT 100"
+            )
+        ),
+    )
+
+    assert "ix_operations_due" in "\n".join(plan)
