@@ -210,12 +210,12 @@ def openapi() -> None:
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(arguments: typer.Context) -> None:
-    """Run the tests of a checkout; arguments go to pytest."""
+    """Run the tests of a checkout, three processes side by side; arguments go to pytest (``-n 0``: one process)."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "tests").exists():
         fail(f"{root} has no tests: they run in a checkout", code=2)
     os.chdir(root)
-    command = [sys.executable, "-m", "pytest", *arguments.args]
+    command = [sys.executable, "-m", "pytest", "-n", "3", "--dist", "loadfile", *arguments.args]
     os.execv(sys.executable, command)  # noqa: S606 - an argument list, no shell
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 from sqlalchemy import URL, make_url
@@ -56,7 +57,7 @@ def scratch_data_folder() -> Iterator[DataFolder]:
 async def open_servers() -> AsyncIterator[Servers]:
     """Embedded servers, or those that ``EUCORA_TEST_DATABASE_URL`` and ``EUCORA_TEST_REDIS_URL`` name."""
     database_url = os.environ.get("EUCORA_TEST_DATABASE_URL")
-    redis_url = os.environ.get("EUCORA_TEST_REDIS_URL")
+    redis_url = own_database(os.environ.get("EUCORA_TEST_REDIS_URL"))
     if database_url and redis_url:
         yield Servers(database_url, redis_url)
         return
@@ -66,6 +67,16 @@ async def open_servers() -> AsyncIterator[Servers]:
             embedded_valkey(place, report=print, durable=False) as valkey,
         ):
             yield Servers(database_url or postgres.url, redis_url or valkey.url)
+
+
+def own_database(redis_url: str | None) -> str | None:
+    """The given server's database of this test process's own: several run side by side and empty it."""
+    if redis_url is None:
+        return None
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    parts = urlsplit(redis_url)
+    first = int(parts.path.strip("/") or 0)
+    return parts._replace(path=f"/{first + int(worker.removeprefix('gw'))}").geturl()
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ async def test_an_emptied_redis_loses_nothing(bench: Bench, workers: Workers) ->
     redis, key = bench.runtime.redis, queues.queue_key("default")
     await eventually(lambda: redis.zcard(key), until=lambda waiting: waiting >= 200, within=10)
 
-    await redis.flushall()
+    await redis.flushdb()
     gate.touch()
 
     await eventually(lambda: finished(bench), until=lambda number: number == 202, within=60)
