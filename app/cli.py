@@ -210,7 +210,7 @@ def openapi() -> None:
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(arguments: typer.Context) -> None:
-    """Run the tests of a checkout, three processes side by side; arguments go to pytest (``-n 0``: one process)."""
+    """Run the tests of a checkout, three processes side by side (``-n 0``: one). Arguments go to pytest."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "tests").exists():
         fail(f"{root} has no tests: they run in a checkout", code=2)
