@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole installation of real processes for tests that tell stories: sandbox, API and workers on the run's servers."""
+"""A whole installation of real processes, for tests that tell stories: sandbox, API and workers."""
 
 import json
 import os
@@ -49,13 +49,15 @@ class World:
     installation: supervisor.Installation
     folder: Path
 
-    async def submit(self, **overrides: Any) -> Json:
-        """Submit the Firefox example with overrides; ``package`` is merged."""
-        intent = json.loads(examples.make("firefox", self.folder / "packages").read_text())
+    def intent(self, **overrides: Any) -> Json:
+        """The Firefox example with overrides; ``package`` is merged."""
+        intent: Json = json.loads(examples.make("firefox", self.folder / "packages").read_text())
         package = overrides.pop("package", {})
-        return await self.client.post(
-            "/deployments", intent | {"package": intent["package"] | package} | overrides
-        )
+        return intent | {"package": intent["package"] | package} | overrides
+
+    async def submit(self, **overrides: Any) -> Json:
+        """Submit the Firefox example with overrides."""
+        return await self.client.post("/deployments", self.intent(**overrides))
 
     async def ended(self, deployment: Json, *, within: float = 40, into: set[str] = FINAL) -> Json:
         """The deployment once it is in one of these states."""

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from pydantic import SecretStr
 
 from app.client import Json
 from app.settings import Settings
-from tests.installation import World, open_world
+from tests.api.generated_client import generated_client
+from tests.installation import FINAL, World, open_world
 from tests.servers import Servers, Template
 from tests.waiting import eventually
 
@@ -92,17 +94,14 @@ async def read_stream(world: World, deployment_id: str, *, last_event_id: int | 
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
     url = f"{world.installation.url}/api/v1/deployments/{deployment_id}/events"
-    events: list[Json] = []
     async with (
         asyncio.timeout(40),
         httpx.AsyncClient(trust_env=False, timeout=40) as http,
         http.stream("GET", url, headers=headers) as answer,
     ):
         assert answer.status_code == 200
-        async for line in answer.aiter_lines():
-            if line.startswith("data:"):
-                events.append(json.loads(line.removeprefix("data:")))
-    return events
+        lines = [line async for line in answer.aiter_lines() if line.startswith("data:")]
+    return [json.loads(line.removeprefix("data:")) for line in lines]
 
 
 async def test_a_bad_version_is_taken_back_from_exactly_the_devices_it_touched(world: World) -> None:
@@ -241,7 +240,6 @@ async def test_an_answer_that_is_lost_after_the_plane_acted_makes_no_second_obje
     name = f"Lost {path[-6:]}"
     await world.faults({"method": method, "path": path, "reset": True, "after": True, "probability": 0.7})
     submitted = await world.submit(app_name=name, target_ring="LAB")
-    await asyncio.sleep(0)
     await eventually(
         lambda: world.client.deployment(submitted["id"]),
         within=30,
@@ -275,8 +273,7 @@ async def test_killing_every_worker_again_and_again_loses_nothing_and_does_nothi
 
     for _ in range(4):
         await eventually(world.kill_workers, within=20, every=0.5)
-        await asyncio.sleep(0)
-        await moved(world, submitted)
+            await moved(world, submitted)
     done = [await world.ended(deployment, within=90) for deployment in submitted]
 
     assert {deployment["status"] for deployment in done} == {"COMPLETED"}
@@ -323,3 +320,24 @@ FLEET_WITH_ONE_OFFLINE = {
     "LAB": {"devices": 10, "delay": [0.05, 0.4]},
     "CANARY": {"devices": 60, "offline": 1 / 60, "delay": [0.05, 0.4]},
 }
+
+
+async def test_a_generated_client_submits_a_deployment_and_follows_it_to_the_end(
+    world: World, tmp_path: Path
+) -> None:
+    def submit_and_follow() -> list[str]:
+        with generated_client(
+            tmp_path, base_url=world.installation.url, token=world.installation.token
+        ) as client:
+            deployment = client.submit(intent, idempotency_key="generated")
+            seen = [deployment.status.value]
+            deadline = time.monotonic() + 40
+            while seen[-1] not in FINAL and time.monotonic() < deadline:
+                seen.append(client.read(deployment.id).status.value)
+            return seen
+
+    intent = world.intent(app_name="Generated", target_ring="CANARY")
+
+    seen = await asyncio.to_thread(submit_and_follow)
+
+    assert (seen[0], seen[-1]) == ("PENDING", "COMPLETED")
