@@ -96,7 +96,8 @@ async def test_a_deployment_has_one_lane_for_each_ring_and_plane(session: AsyncS
     name = await refused(
         session,
         "INSERT INTO ring_deployments (id, deployment_id, ring, position, plane, target_kind, target_ref)"
-        " SELECT :id, deployment_id, ring, position, plane, target_kind, target_ref FROM ring_deployments LIMIT 1",
+        " SELECT :id, deployment_id, ring, position, plane, target_kind, target_ref"
+        " FROM ring_deployments LIMIT 1",
         id=new_id(),
     )
 

@@ -273,7 +273,7 @@ async def test_killing_every_worker_again_and_again_loses_nothing_and_does_nothi
 
     for _ in range(4):
         await eventually(world.kill_workers, within=20, every=0.5)
-            await moved(world, submitted)
+        await moved(world, submitted)
     done = [await world.ended(deployment, within=90) for deployment in submitted]
 
     assert {deployment["status"] for deployment in done} == {"COMPLETED"}

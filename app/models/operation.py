@@ -97,8 +97,8 @@ class Operation(Base):
 class Effect(Base):
     """One change asked of a plane, written before it is sent. ``key`` makes a repeat harmless.
 
-    ``absent_at``: asked after a lost answer, the plane did not show it. ``checkpoint`` is how far an upload has
-    come, in the connector's own words.
+    ``absent_at``: asked after a lost answer, the plane did not show it. ``checkpoint`` is how far an upload
+    has come, in the connector's own words.
     """
 
     __tablename__ = "effects"

@@ -76,7 +76,7 @@ async def test_a_failed_deployment_goes_on_when_its_operation_is_retried(session
 
 
 @pytest.mark.parametrize("failure", [REFUSED, AWAY])
-async def test_a_lane_that_stops_being_measured_needs_a_person(session: AsyncSession, failure: Failure) -> None:
+async def test_a_lane_no_longer_measured_needs_a_person(session: AsyncSession, failure: Failure) -> None:
     deployment = await make_deployment(session)
     lane = deployment.lanes[0]
     await push(session, lane, "a")
