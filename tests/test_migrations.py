@@ -85,8 +85,10 @@ async def test_models_and_migrations_agree(engine: AsyncEngine) -> None:
 
 def constraints() -> Iterator[tuple[str, str | None]]:
     for table in Base.metadata.sorted_tables:
-        for item in [*table.constraints, *table.indexes]:
-            yield table.name, str(item.name) if item.name else None
+        names = [constraint.name for constraint in table.constraints] + [
+            index.name for index in table.indexes
+        ]
+        yield from ((table.name, str(name) if name else None) for name in names)
 
 
 def test_every_constraint_and_index_has_a_name() -> None:

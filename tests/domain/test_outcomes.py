@@ -89,10 +89,10 @@ async def test_a_lane_no_longer_measured_needs_a_person(session: AsyncSession, f
     )
 
     await end(session, measure_id, failure)
-    assert lane.status is LaneStatus.HELD
+    stopped = lane.status
     await operations.revive(session, measure_id, revived=outcomes.operation_revived)
 
-    assert lane.status is LaneStatus.MEASURING
+    assert (stopped, lane.status) == (LaneStatus.HELD, LaneStatus.MEASURING)
 
 
 async def test_a_rollback_that_failed_fails_the_deployment_and_may_be_retried(session: AsyncSession) -> None:
