@@ -17,6 +17,7 @@ from app.api.dependencies import Service
 from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
 from app.api.problems import HANDLERS
+from app.api.reference import add_reference
 from app.runtime import open_runtime
 from app.settings import Settings
 
@@ -67,11 +68,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         middleware=[Middleware(Edge)],
         exception_handlers={**HANDLERS},
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
     )
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX)
     app.include_router(health.metrics_router)
+    add_reference(app)
     return app
 
 
