@@ -187,8 +187,8 @@ def conclusion(stories: Sequence[Story], settings: Settings, took: float) -> str
             "",
             *told,
             f"This took {took:.0f} s. Data and logs are in {settings.data_dir}.",
-            "Next: `eucora up` keeps such an installation running; its API is described at /docs there,",
-            "`eucora --help` lists the commands, and examples/ has more to submit.",
+            "Next: `eucora up` keeps such an installation running, with its API described",
+            "at /docs; `eucora --help` lists the commands; examples/ has what to submit.",
         ]
     )
 
