@@ -67,7 +67,8 @@ def _pool(limits: DatabaseSettings, process: str) -> dict[str, Any]:
 def ping_when_idle(engine: AsyncEngine, *, idle: float = 10.0) -> None:
     """Ping a pooled connection at checkout, but not one that was used in the last ``idle`` seconds.
 
-    SQLAlchemy's own pre-ping costs a round trip on every checkout: most of what a hot statement costs.
+    SQLAlchemy's own pre-ping costs a round trip on every checkout: most of what a hot statement costs. One
+    that is closed already is replaced at once: who used the driver directly could not tell the pool.
     """
 
     @event.listens_for(engine.sync_engine, "checkin")
@@ -75,7 +76,9 @@ def ping_when_idle(engine: AsyncEngine, *, idle: float = 10.0) -> None:
         record.info["used"] = time.monotonic()
 
     @event.listens_for(engine.sync_engine, "checkout")
-    def ping(connection: DBAPIConnection, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+    def ping(connection: Any, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError("the connection was closed since it was used")
         if time.monotonic() - record.info.get("used", time.monotonic()) < idle:
             return
         try:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Manifest, PackageKind, Plane, Target, TargetKind
@@ -116,8 +117,10 @@ def answer_to(plan: Plan) -> StoredAnswer:
 async def accept(session: AsyncSession, plan: Plan, *, now: datetime = NOON) -> UUID:
     """Store the plan in the session's transaction; its id."""
     connection = await session.connection()
+    await connection.execute(select(1))  # begins the transaction
+    driver = (await connection.get_raw_connection()).driver_connection
     stored = await intents.accept(
-        connection, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=now
+        driver, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=now
     )
     assert stored is None
     return plan.id

@@ -157,7 +157,7 @@ async def accept(service: Service, call: Call, plan: Plan) -> Response:
         raise IdempotencyKeyRequired("this call must carry an Idempotency-Key")
     now = service.runtime.clock()
     answer = accepted(plan, call.actor.name, now)
-    async with service.runtime.autocommit() as connection:
+    async with service.runtime.driver() as connection:
         earlier = await intents.accept(
             connection, plan, actor=call.actor.name, request=call.key, answer=answer, now=now
         )

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
 
+import asyncpg
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
@@ -202,12 +203,11 @@ async def database_problem(request: Request, error: Exception) -> Response:
 
 def is_temporary(error: Exception) -> bool:
     """Whether the same statement may succeed later. A refused or reset connection raises ``OSError``."""
-    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, OSError)):
+    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, OSError, asyncpg.InterfaceError)):
         return True
-    if not isinstance(error, DBAPIError):
-        return False
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    return error.connection_invalidated or state.startswith(TEMPORARY_SQLSTATES)
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = str(getattr(cause, "sqlstate", None) or "")
+    return getattr(error, "connection_invalidated", False) or state.startswith(TEMPORARY_SQLSTATES)
 
 
 HANDLERS: Mapping[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
@@ -216,5 +216,7 @@ HANDLERS: Mapping[int | type[Exception], Callable[[Request, Any], Coroutine[Any,
     RequestValidationError: invalid_input,
     DBAPIError: database_problem,
     PoolTimeout: database_problem,
+    asyncpg.PostgresError: database_problem,
+    asyncpg.InterfaceError: database_problem,
     OSError: database_problem,
 }

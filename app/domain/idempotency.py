@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+import asyncpg
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -38,11 +39,22 @@ async def find(connection: AsyncSession | AsyncConnection, request: RequestKey) 
     query = select(IdempotencyKey.digest, IdempotencyKey.status, IdempotencyKey.headers, IdempotencyKey.body)
     rows = await connection.execute(query.filter_by(caller=request.caller, key=request.key))
     row = rows.one_or_none()
-    if row is None:
-        return None
-    if row.digest != request.digest:
+    return None if row is None else _answer(request, *row)
+
+
+async def find_by_driver(connection: asyncpg.Connection, request: RequestKey) -> StoredAnswer | None:
+    """``find`` on a connection of the driver's."""
+    query = "SELECT digest, status, headers, body FROM idempotency_keys WHERE caller = $1 AND key = $2"
+    row = await connection.fetchrow(query, request.caller, request.key)
+    return None if row is None else _answer(request, *row)
+
+
+def _answer(
+    request: RequestKey, digest: bytes, status: int, headers: dict[str, str], body: bytes
+) -> StoredAnswer:
+    if digest != request.digest:
         raise IdempotencyKeyReused("this Idempotency-Key was used with another request", key=request.key)
-    return StoredAnswer(row.status, row.headers, row.body)
+    return StoredAnswer(status, headers, body)
 
 
 async def keep(session: AsyncSession, request: RequestKey, answer: StoredAnswer) -> bool:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import asyncpg
 from pydantic_core import to_json
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.connectors.contract import Manifest, Package, Plane, Target
 from app.domain import idempotency, risk, rollout
@@ -17,7 +15,7 @@ from app.domain.gates import Gate, GatePolicy
 from app.domain.idempotency import RequestKey, StoredAnswer
 from app.domain.operations import KINDS, OperationKind
 from app.errors import ActiveDeploymentExists, FieldError, Invalid, PlaneNotConfigured, TargetNotSet
-from app.models import DeploymentPlane, DeploymentStatus, Promotion, Ring, new_id
+from app.models import DeploymentStatus, Promotion, Ring, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +227,14 @@ WITH kept AS (
 )
 SELECT count(*) FROM kept
 """
+ACTIVE = """
+SELECT plane, deployment_id FROM deployment_planes
+WHERE active AND lower(app_name) = lower($1) AND plane = ANY ($2::text[])
+"""
 
 
 async def accept(
-    connection: AsyncConnection,
+    connection: asyncpg.Connection,
     plan: Plan,
     *,
     actor: str,
@@ -242,22 +244,20 @@ async def accept(
 ) -> StoredAnswer | None:
     """Store the intent, its lanes, its operations, its event and the answer to it in one statement.
 
-    ``connection`` is in autocommit. May be repeated: the same request gets the answer stored first. Returns
-    None when this call stored it, else that earlier answer.
+    ``connection`` is the driver's own and in autocommit. May be repeated: the same request gets the answer
+    stored first. Returns None when this call stored it, else that earlier answer.
 
     Raises:
         ActiveDeploymentExists: the application is being deployed to one of the planes.
         IdempotencyKeyReused: the key came with another body before.
     """
     try:
-        stored = await connection.exec_driver_sql(ACCEPT, _parameters(plan, actor, request, answer, now))
-    except IntegrityError as error:
-        if "uq_deployment_planes_one_active" not in str(error.orig):
+        stored = await connection.fetchval(ACCEPT, *_parameters(plan, actor, request, answer, now))
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != "uq_deployment_planes_one_active":
             raise
         raise ActiveDeploymentExists(await _who_is_active(connection, plan)) from error
-    if stored.scalar_one() == 1:
-        return None
-    return await idempotency.find(connection, request)
+    return None if stored else await idempotency.find_by_driver(connection, request)
 
 
 def _parameters(
@@ -314,18 +314,11 @@ def _parameters(
     )
 
 
-async def _who_is_active(connection: AsyncConnection, plan: Plan) -> str:
-    rows = await connection.execute(
-        select(DeploymentPlane.plane, DeploymentPlane.deployment_id)
-        .where(DeploymentPlane.active, DeploymentPlane.app_name.ilike(_literal(plan.intent.app_name)))
-        .where(DeploymentPlane.plane.in_([plane.value for plane in plan.intent.packages]))
-    )
-    found = ", ".join(f"{row.plane} by deployment {row.deployment_id}" for row in rows)
+async def _who_is_active(connection: asyncpg.Connection, plan: Plan) -> str:
+    planes = [plane.value for plane in plan.intent.packages]
+    rows = await connection.fetch(ACTIVE, plan.intent.app_name, planes)
+    found = ", ".join(f"{row['plane']} by deployment {row['deployment_id']}" for row in rows)
     return f"{plan.intent.app_name} is being deployed to {found or 'one of these planes'} already"
-
-
-def _literal(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _json(value: object) -> str:

@@ -105,7 +105,7 @@ def test_a_lane_without_a_target_is_named() -> None:
 async def test_accepting_stores_everything_in_one_statement(runtime: Runtime) -> None:
     plan = make_plan(target_ring=Ring.GLOBAL)
 
-    async with runtime.autocommit() as connection:
+    async with runtime.driver() as connection:
         stored = await intents.accept(
             connection, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=NOON
         )
@@ -126,7 +126,7 @@ async def test_a_start_in_the_future_keeps_the_first_push_waiting(runtime: Runti
     start = runtime.clock() + timedelta(hours=3)
     plan = make_plan(start_at=start)
 
-    async with runtime.autocommit() as connection:
+    async with runtime.driver() as connection:
         await intents.accept(
             connection, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=NOON
         )
@@ -140,7 +140,7 @@ async def test_a_start_in_the_future_keeps_the_first_push_waiting(runtime: Runti
 async def test_the_same_request_twice_is_stored_once_and_answered_alike(runtime: Runtime) -> None:
     first, second, request = make_plan(), make_plan(), request_key("k")
 
-    async with runtime.autocommit() as connection:
+    async with runtime.driver() as connection:
         await intents.accept(connection, first, actor="a", request=request, answer=answer_to(first), now=NOON)
         again = await intents.accept(
             connection, second, actor="a", request=request, answer=answer_to(second), now=NOON
@@ -153,7 +153,7 @@ async def test_the_same_request_twice_is_stored_once_and_answered_alike(runtime:
 async def test_a_key_with_another_body_is_refused(runtime: Runtime) -> None:
     first, second = make_plan(), make_plan(app_name="Other")
 
-    async with runtime.autocommit() as connection:
+    async with runtime.driver() as connection:
         await intents.accept(
             connection, first, actor="a", request=request_key("k"), answer=answer_to(first), now=NOON
         )
@@ -173,7 +173,7 @@ async def test_of_many_equal_requests_at_once_one_is_stored(runtime: Runtime) ->
 
     async def submit() -> bytes:
         plan = make_plan()
-        async with runtime.autocommit() as connection:
+        async with runtime.driver() as connection:
             stored = await intents.accept(
                 connection, plan, actor="a", request=request, answer=answer_to(plan), now=NOON
             )
@@ -191,7 +191,7 @@ async def test_a_second_active_deployment_of_the_application_is_refused_and_stor
 ) -> None:
     first, second = make_plan(), make_plan(app_name="MOZILLA firefox", version="144.0")
 
-    async with runtime.autocommit() as connection:
+    async with runtime.driver() as connection:
         await intents.accept(
             connection, first, actor="a", request=request_key(), answer=answer_to(first), now=NOON
         )
