@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API process: lifespan, middleware, routers, problems, document."""
 
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -94,6 +95,12 @@ class Server(uvicorn.Server):
                 **options,
             )
         )
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Open the application and listen. What is there now lives as long as the process: no garbage."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop listening, finish what is open, close."""

@@ -7,7 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,7 +70,8 @@ class Trace:
     @classmethod
     def begin(cls) -> Self:
         """A new trace."""
-        return cls(secrets.token_hex(16), secrets.token_hex(8))
+        digits = secrets.token_hex(24)
+        return cls(digits[:32], digits[32:])
 
     @classmethod
     def parse(cls, header: str | None) -> Self | None:
@@ -95,9 +96,10 @@ class Trace:
 @contextmanager
 def correlated(identity: UUID, **facts: object) -> Iterator[None]:
     """Put the correlation id and ``facts`` on every log line inside, and begin a trace if there is none."""
-    token, span = correlation_id.set(identity), trace.set((trace.get() or Trace.begin()).child())
+    outer = trace.get()
+    token, span = correlation_id.set(identity), trace.set(outer.child() if outer else Trace.begin())
     try:
-        with structlog.contextvars.bound_contextvars(**facts):
+        with structlog.contextvars.bound_contextvars(**facts) if facts else nullcontext():
             yield
     finally:
         trace.reset(span)

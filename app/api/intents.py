@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import Call, Service
 from app.api.deployments import DeploymentRead
-from app.api.routing import Route, replay, requires
+from app.api.routing import DirectRoute, replay, requires
 from app.api.schema import MAX_COUNT, Criticality, Given, Instant, Name, Rate, Version
 from app.connectors.contract import Package, Plane
 from app.domain import intents, risk, rollout
@@ -23,7 +23,7 @@ from app.errors import FieldError, IdempotencyKeyRequired, Invalid
 from app.models import LaneStatus, Promotion, Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=Route)
+router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=DirectRoute)
 
 
 class RiskFactors(Given):
@@ -168,21 +168,24 @@ async def accept(service: Service, call: Call, plan: Plan) -> Response:
 
 
 def accepted(plan: Plan, submitted_by: str, now: datetime) -> StoredAnswer:
-    """The answer to a submission: what `DeploymentRead` shows of the rows that are about to be written."""
+    """The answer to a submission: what `DeploymentRead` shows of the rows that are about to be written.
+
+    Enumerations go in as their values: the encoder takes 2 µs to find that out about each.
+    """
     intent = plan.intent
     body: dict[str, Any] = {
         "id": plan.id,
         "correlation_id": plan.correlation_id,
         "app_name": intent.app_name,
         "app_version": intent.version,
-        "planes": list(intent.packages),
-        "target_ring": intent.target_ring,
-        "promotion": intent.promotion,
+        "planes": [plane.value for plane in intent.packages],
+        "target_ring": intent.target_ring.value,
+        "promotion": intent.promotion.value,
         "privileged": intent.privileged,
         "criticality": intent.criticality,
         "rollback_version": intent.rollback_version,
         "start_at": intent.start_at,
-        "status": plan.status,
+        "status": plan.status.value,
         "paused": False,
         "risk_score": plan.score.value,
         "risk_model": risk.MODEL,
@@ -196,7 +199,12 @@ def accepted(plan: Plan, submitted_by: str, now: datetime) -> StoredAnswer:
         "updated_at": now,
         "finished_at": None,
         "lanes": [
-            {"ring": lane.ring, "plane": lane.plane, "operation_id": lane.operation_id, **UNTOUCHED_LANE}
+            {
+                "ring": lane.ring.value,
+                "plane": lane.plane.value,
+                "operation_id": lane.operation_id,
+                **UNTOUCHED_LANE,
+            }
             for lane in sorted(plan.lanes, key=lambda lane: (rollout.RINGS.index(lane.ring), lane.plane))
         ],
     }
@@ -205,7 +213,7 @@ def accepted(plan: Plan, submitted_by: str, now: datetime) -> StoredAnswer:
 
 
 UNTOUCHED_LANE: Mapping[str, Any] = {
-    "status": LaneStatus.PENDING,
+    "status": LaneStatus.PENDING.value,
     "targeted": 0,
     "success_count": 0,
     "failure_count": 0,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -137,7 +138,7 @@ def _share(rate: float, targeted: int) -> Decimal:
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GatePolicy:
     """The gates of all rings with their clocks; a deployment keeps the copy it was accepted under.
 
@@ -182,6 +183,11 @@ class GatePolicy:
             "measure_later": self.measure_later.total_seconds(),
             "connectivity": {kind.value: wait.total_seconds() for kind, wait in self.connectivity.items()},
         }
+
+    @cached_property
+    def text(self) -> str:
+        """``to_json`` as JSON, made once: most deployments keep the same policy."""
+        return json.dumps(self.to_json())
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:

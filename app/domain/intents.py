@@ -292,7 +292,7 @@ def _parameters(
         ),
         *(
             plan.requires_cab_approval,
-            _json(plan.policy.to_json()),
+            plan.policy.text,
             f"{plan.policy.name}/{plan.policy.version}",
         ),
         *(plan.status.value, plan.operation_id, actor, packages),

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
 from typing import Any
 
 from app.errors import FieldError, Invalid
@@ -22,6 +23,7 @@ WEIGHTS: Mapping[str, int] = {
 CAB_ABOVE = 50
 """Scores above this need a decision of the change advisory board."""
 
+ZERO, ONE = Decimal(0), Decimal(1)
 CRITICAL = 1.0
 """``sbom_vulnerability`` at this value is a critical vulnerability without an exception."""
 
@@ -42,21 +44,24 @@ def score(factors: Mapping[str, float]) -> Score:
     """
     if errors := _errors(factors):
         raise Invalid("the risk factors are not complete", *errors)
-    contributions = {name: weight * Decimal(repr(float(factors[name]))) for name, weight in WEIGHTS.items()}
-    total = min(max(sum(contributions.values(), Decimal(0)), Decimal(0)), Decimal(100))
+    weighed = [(name, weight, factors[name]) for name, weight in WEIGHTS.items()]
+    contributions = [contribution(weight, value) for _, weight, value in weighed]
     breakdown = tuple(
-        {
-            "factor": name,
-            "weight": weight,
-            "value": float(factors[name]),
-            "contribution": float(contributions[name]),
-        }
-        for name, weight in WEIGHTS.items()
+        {"factor": name, "weight": weight, "value": float(value), "contribution": float(share)}
+        for (name, weight, value), share in zip(weighed, contributions, strict=True)
     )
-    return Score(int(total.quantize(Decimal(1), ROUND_HALF_UP)), breakdown)
+    return Score(int(sum(contributions, ZERO).quantize(ONE, ROUND_HALF_UP)), breakdown)
+
+
+@lru_cache(maxsize=10_000)
+def contribution(weight: int, value: float) -> Decimal:
+    """The share of a factor in the score, exact in decimal. Kept: few values are in use."""
+    return weight * Decimal(repr(abs(float(value))))  # -0.0 counts as 0
 
 
 def _errors(factors: Mapping[str, float]) -> list[FieldError]:
+    if factors.keys() == WEIGHTS.keys() and all(0 <= value <= 1 for value in factors.values()):
+        return []
     missing = [
         FieldError(f"/risk_factors/{name}", "this factor is required")
         for name in WEIGHTS
