@@ -5,6 +5,8 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app.connectors.contract import Action, Connector
 from app.domain import devices, effects, lanes, rollback
 from app.domain.effects import Planned
@@ -12,7 +14,7 @@ from app.domain.lanes import Push
 from app.domain.rollback import Removal
 from app.resilience.errors import AttemptTimeout, Deferral, Unsettled
 from workers.context import Again, Done, Job, Outcome
-from workers.effects import announce, as_json, in_ledger, perform, settle
+from workers.effects import Permit, PutOff, announce, as_json, in_ledger, perform, settle
 from workers.planes import connector_for
 
 SAVE_EVERY = timedelta(seconds=5)
@@ -33,6 +35,8 @@ async def deploy_to_connector(job: Job) -> Outcome:
         return Again(push, "paused")
     try:
         return await push_lane(job, connector_for(job, push.plane), push)
+    except PutOff as put_off:
+        return Again(put_off.delay, "paused")
     except Unsettled:
         raise
     except Deferral as error:
@@ -61,6 +65,15 @@ async def push_lane(job: Job, connector: Connector, push: Push) -> Outcome:
     return Done({"external_id": external_id})
 
 
+def pushing(push: Push) -> Permit:
+    """Nothing of a push leaves once its deployment is paused, failed or taken back."""
+
+    async def permit(session: AsyncSession) -> timedelta | None:
+        return await lanes.permit_push(session, push.deployment_id)
+
+    return permit
+
+
 async def find_back(job: Job, connector: Connector, push: Push) -> None:
     """Ask a plane that was away whether it is back, before anything is sent to it."""
     await connector.check()
@@ -74,6 +87,7 @@ async def publish(job: Job, connector: Connector, push: Push) -> str:
     external_id = await perform(
         job,
         push.steps[Action.PUBLISH],
+        permit=pushing(push),
         ask=lambda: connector.verify(Action.PUBLISH, app, None),
         send=lambda: connector.publish(app),
     )
@@ -89,7 +103,7 @@ async def upload(job: Job, connector: Connector, push: Push, external_id: str) -
     step = push.steps[Action.UPLOAD]
     if step.done:
         return True
-    await announce(job, step)
+    await announce(job, step, pushing(push))
     async with in_ledger(job, step):
         finished = await send_content(job, connector, push, external_id)
     if finished:
@@ -139,6 +153,7 @@ async def assign(job: Job, connector: Connector, push: Push, external_id: str) -
     await perform(
         job,
         push.steps[Action.ASSIGN],
+        permit=pushing(push),
         ask=lambda: connector.verify(Action.ASSIGN, app, assignment),
         send=lambda: connector.assign(assignment),
     )
@@ -176,6 +191,15 @@ async def execute_rollback(job: Job) -> Outcome:
     if isinstance(removal, timedelta):
         return Again(removal, "a push of this lane is still running")
     return await take_back(job, connector_for(job, removal.plane), removal, deployment_id)
+
+
+def removing(removal: Removal) -> Permit:
+    """Nothing of a removal leaves once its rollback is over."""
+
+    async def permit(session: AsyncSession) -> None:
+        await rollback.permit_removal(session, removal.deployment_id)
+
+    return permit
 
 
 async def take_back(job: Job, connector: Connector, removal: Removal, deployment_id: UUID) -> Outcome:
@@ -226,6 +250,7 @@ async def remove(job: Job, connector: Connector, removal: Removal, previous_id: 
     await perform(
         job,
         removal.remove,
+        permit=removing(removal),
         ask=lambda: connector.verify(Action.REMOVE, removal.app, assignment),
         send=lambda: connector.remove(assignment),
     )
@@ -253,6 +278,7 @@ async def unassign(job: Job, connector: Connector, removal: Removal) -> None:
     await perform(
         job,
         removal.unassign,
+        permit=removing(removal),
         ask=lambda: connector.verify(Action.UNASSIGN, removal.app, assignment),
         send=send,
     )

@@ -6,9 +6,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app.connectors.contract import Verified
 from app.domain import effects
 from app.domain.effects import Planned
+from app.errors import IllegalTransition
 from app.resilience.errors import (
     AmbiguousError,
     AuthError,
@@ -17,16 +20,31 @@ from app.resilience.errors import (
     PolicyError,
     Unsettled,
 )
-from workers.context import Job
+from app.telemetry import redact_text
+from workers.context import CancelRequested, Job
 
 SECOND_LOOK = timedelta(seconds=3)
 """After this a plane that did not show an effect is asked again: directories are slow to show what is new."""
+
+
+Permit = Callable[[AsyncSession], Awaitable[timedelta | None]]
+"""Asked in the transaction that writes SENT, with the deployment locked: None lets the request leave, a delay
+puts it off. Raises ``IllegalTransition`` where it must not leave any more."""
+
+
+class PutOff(Exception):
+    """The deployment is paused: nothing was sent, and the job is to look again after ``delay``."""
+
+    def __init__(self, delay: timedelta) -> None:
+        super().__init__(delay)
+        self.delay = delay
 
 
 async def perform(
     job: Job,
     step: Planned,
     *,
+    permit: Permit,
     ask: Callable[[], Awaitable[Verified]],
     send: Callable[[], Awaitable[str | None]],
 ) -> str | None:
@@ -38,7 +56,7 @@ async def perform(
     Raises:
         CallError: as ``ask`` and ``send``; a refusal is in the ledger then, a lost answer too.
         Unsettled: it was sent before, and whether the plane has it is not certain yet.
-        LeaseLost: another worker has the operation; nothing was sent.
+        LeaseLost, CancelRequested, PutOff: see ``announce``; nothing was sent.
     """
     if step.done:
         return step.external_id
@@ -48,7 +66,7 @@ async def perform(
             await settle(job, step, there.external_id)
             return there.external_id
         await believe_absence(job, step)
-    await announce(job, step)
+    await announce(job, step, permit)
     async with in_ledger(job, step):
         external_id = await send()
     await settle(job, step, external_id)
@@ -70,9 +88,23 @@ async def believe_absence(job: Job, step: Planned) -> None:
     raise Unsettled(detail, service=step.key.split("/")[1], retry_after=SECOND_LOOK.total_seconds())
 
 
-async def announce(job: Job, step: Planned) -> None:
-    """Write SENT before the request leaves; a worker that lost its lease stops here."""
+async def announce(job: Job, step: Planned, permit: Permit) -> None:
+    """Write SENT before the request leaves.
+
+    The deployment's row is locked meanwhile: a rollback either sees the effect as sent, or keeps it in.
+
+    Raises:
+        LeaseLost: another worker has the operation.
+        CancelRequested: the deployment is in a state in which this must not be sent any more.
+        PutOff: it is paused.
+    """
     async with job.transaction() as session:
+        try:
+            delay = await permit(session)
+        except IllegalTransition as error:
+            raise CancelRequested from error
+        if delay is not None:
+            raise PutOff(delay)
         await effects.sent(session, step.id, operation_id=job.claimed.id, now=job.runtime.clock())
 
 
@@ -99,4 +131,5 @@ async def in_ledger(job: Job, step: Planned) -> AsyncIterator[None]:
 
 def as_json(error: CallError) -> dict[str, Any]:
     """An error as the ledger and the lanes keep it."""
-    return {"class": error.error_class, "code": error.code, "message": error.detail, "service": error.service}
+    message = redact_text(error.detail)
+    return {"class": error.error_class, "code": error.code, "message": message, "service": error.service}

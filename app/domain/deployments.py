@@ -351,6 +351,12 @@ async def _close_ring(
         raise IllegalTransition(
             f"lane {lane.ring.value} on {lane.plane} is {lane.status.value}", status=lane.status.value
         )
+    if unpushed := [lane for lane in held if lane.pushed_at is None]:
+        lane = unpushed[0]
+        raise IllegalTransition(
+            f"lane {lane.ring.value} on {lane.plane} was never pushed: retry operation {lane.operation_id}",
+            status=lane.status.value,
+        )
     if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes) and not reason:
         raise Invalid("every target of this ring is empty: promoting it needs a reason")
     if held and override is None:

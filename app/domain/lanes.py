@@ -17,7 +17,7 @@ from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.gates import Counts, Judgement, Verdict, judge
 from app.domain.operations import OperationKind, Subject
-from app.errors import NotFound
+from app.errors import IllegalTransition, NotFound
 from app.models import (
     Deployment,
     DeploymentStatus,
@@ -92,7 +92,7 @@ async def begin_push(
 ) -> Push | timedelta | None:
     """Plan the lane's effects and move it to PUSHING.
 
-    A delay says to look again then (the deployment is paused); None that there is nothing to push any more.
+    A delay says to look again then (it is paused, or not to start yet); None that there is nothing to push.
     Locks the deployment. May be repeated: what is confirmed stays confirmed.
     """
     deployment, lane = await lock_lane(session, lane_id)
@@ -100,6 +100,8 @@ async def begin_push(
         return None
     if deployment.paused:
         return LOOK_AGAIN
+    if deployment.start_at is not None and deployment.start_at > now:
+        return deployment.start_at - now
     plane = await plane_of(session, lane)
     steps = {action: await effects.plan(session, lane, action, operation_id) for action in PUSH_ACTIONS}
     if deployment.status in {DeploymentStatus.PENDING, DeploymentStatus.APPROVED}:
@@ -109,6 +111,22 @@ async def begin_push(
         await to_pushing(session, deployment, lane, now=now)
     app = application(deployment, plane)
     return Push(lane_id, deployment.id, Plane(lane.plane), app, target_of(lane), steps, waits)
+
+
+async def permit_push(session: AsyncSession, deployment_id: UUID) -> timedelta | None:
+    """Whether something of a push may leave now: None, or a delay while the deployment is paused.
+
+    Locks the deployment until the transaction ends, so that it cannot be taken back in between.
+
+    Raises:
+        IllegalTransition: it is in a state in which no device may be touched.
+    """
+    deployment = await deployments.lock(session, deployment_id)
+    if deployment.status not in PUSHING:
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value}", status=deployment.status.value
+        )
+    return LOOK_AGAIN if deployment.paused else None
 
 
 async def to_pushing(
@@ -314,13 +332,15 @@ async def retarget(
 
     Locks each deployment that waits for it.
     """
-    waiting = select(RingDeployment.deployment_id).where(
-        RingDeployment.plane == plane,
-        RingDeployment.ring == ring,
-        RingDeployment.status == LaneStatus.EMPTY_TARGET,
+    waiting = (
+        select(Deployment.id)
+        .join(RingDeployment, RingDeployment.deployment_id == Deployment.id)
+        .where(Deployment.paused, Deployment.status.in_(PUSHING))
+        .where(RingDeployment.plane == plane, RingDeployment.ring == ring)
+        .where(RingDeployment.status == LaneStatus.EMPTY_TARGET)
     )
     started: list[UUID] = []
-    for deployment_id in (await session.scalars(waiting.order_by(RingDeployment.deployment_id))).all():
+    for deployment_id in (await session.scalars(waiting.order_by(Deployment.id))).all():
         deployment = await deployments.lock(session, deployment_id)
         if (
             deployment.paused

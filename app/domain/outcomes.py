@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of a deployment when an operation of its ends without success, or is taken up again."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import deployments, lanes, operations, rollback, rollout
 from app.domain.operations import OperationKind
+from app.errors import IllegalTransition
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, RingDeployment
 
 PUSHED_OR_PUSHING = frozenset(
@@ -44,7 +45,7 @@ async def _work_ended(
     """A push that was refused fails the deployment; everything else leaves the lane to a person."""
     now = await database_now(session)
     lane.error = operation.error
-    lane.waiting_since = None
+    lanes.end_waiting(lane, now)
     refused = (
         operation.status is OperationStatus.FAILED and (operation.error or {}).get("class") in FINAL_CLASSES
     )
@@ -57,6 +58,7 @@ async def _work_ended(
                 session, deployment, DeploymentStatus.FAILED, now=now, reason=_reason(operation)
             )
     else:
+        lane.waiting_since = now  # nobody looks at its devices meanwhile, so their clocks stand still
         await deployments.move_lane(
             session, deployment, lane, LaneStatus.HELD, now=now, reason=_reason(operation)
         )
@@ -80,24 +82,74 @@ async def operation_revived(session: AsyncSession, operation: Operation) -> None
         return
     deployment, lane = await lanes.lock_lane(session, UUID(operation.subject_id))
     now = await database_now(session)
-    lane.operation_id = operation.id
     if operation.kind == OperationKind.EXECUTE_ROLLBACK.value:
+        await _rollback_revived(session, deployment, lane, now=now)
+    else:
+        await _work_revived(session, deployment, lane, operation, now=now)
+    lane.operation_id = operation.id
+    await session.flush()
+
+
+async def _rollback_revived(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
+) -> None:
+    if deployment.status is DeploymentStatus.FAILED:
         await deployments.move(session, deployment, DeploymentStatus.ROLLING_BACK, now=now)
-        await deployments.move_lane(session, deployment, lane, LaneStatus.ROLLING_BACK, now=now)
-        return
+    if deployment.status is not DeploymentStatus.ROLLING_BACK:
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value}", status=deployment.status.value
+        )
+    await deployments.move_lane(session, deployment, lane, LaneStatus.ROLLING_BACK, now=now)
+
+
+async def _work_revived(
+    session: AsyncSession,
+    deployment: Deployment,
+    lane: RingDeployment,
+    operation: Operation,
+    *,
+    now: datetime,
+) -> None:
+    measures = operation.kind == OperationKind.MEASURE_RING.value
+    check_may_go_on(deployment, lane, measures=measures)
     if deployment.status is DeploymentStatus.FAILED:
         await deployments.move(session, deployment, DeploymentStatus.DEPLOYING, now=now)
         await push_the_others(session, deployment, lane)
-    if operation.kind == OperationKind.MEASURE_RING.value and lane.status is LaneStatus.HELD:
-        lane.measured_at = now
+    lanes.end_waiting(lane, now)
+    if measures:
         await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
+    elif deployment.start_at is not None and deployment.start_at > now:
+        lifetime = operations.KINDS[OperationKind(operation.kind)].deadline or timedelta(0)
+        operation.run_after, operation.deadline = deployment.start_at, deployment.start_at + lifetime
+
+
+def check_may_go_on(deployment: Deployment, lane: RingDeployment, *, measures: bool) -> None:
+    """Whether a push or a measurement of this lane may be taken up again.
+
+    Raises:
+        IllegalTransition: the deployment was taken back or is over, or the lane is past that step.
+    """
+    taken_back = any(other.status in rollback.UNDER_WAY for other in deployment.lanes)
+    if taken_back or deployment.status not in lanes.PUSHING | {DeploymentStatus.FAILED}:
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value}", status=deployment.status.value
+        )
+    pushed = lane.pushed_at is not None
+    fits = (
+        lane.status is LaneStatus.HELD and pushed
+        if measures
+        else lane.status in lanes.PUSHABLE and not pushed
+    )
+    if not fits:
+        raise IllegalTransition(f"the lane is {lane.status.value}", status=lane.status.value)
 
 
 async def push_the_others(session: AsyncSession, deployment: Deployment, revived: RingDeployment) -> None:
     """Pushes of the same ring that gave up because the deployment had failed start again with it."""
-    stopped = {LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.WAITING_PLANE}
+    stopped = {LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.WAITING_PLANE, LaneStatus.HELD}
     for lane in deployments.ring_lanes(deployment, revived.ring):
-        if lane.id == revived.id or lane.status not in stopped or lane.operation_id is None:
+        waits = lane.status in stopped and lane.pushed_at is None
+        if lane.id == revived.id or not waits or lane.operation_id is None:
             continue
         if (await operations.get(session, lane.operation_id)).status in operations.ENDED:
             await deployments.queue_push(session, deployment, lane)

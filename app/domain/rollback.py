@@ -40,6 +40,9 @@ UNTOUCHED = frozenset(
 """Lanes in these states whose assignment never left are cancelled by a rollback."""
 
 
+UNDER_WAY = frozenset({LaneStatus.ROLLING_BACK, LaneStatus.ROLLED_BACK})
+
+
 async def begin(
     session: AsyncSession,
     deployment_id: UUID,
@@ -78,6 +81,8 @@ async def begin_locked(
     )
     touched = await effects.touched_lanes(session, deployment.id)
     for lane in deployment.lanes:
+        if lane.status in UNDER_WAY:
+            continue  # an earlier rollback that could not finish got this far
         if lane.id in touched:
             lane.finished_at = None
             await deployments.move_lane(
@@ -124,6 +129,8 @@ def current_operation(deployment: Deployment) -> UUID | None:
 
 
 async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
+    if lane.operation_id is not None and await _still_takes_back(session, lane.operation_id):
+        return lane.operation_id
     lane.operation_id = await operations.enqueue(
         session,
         OperationKind.EXECUTE_ROLLBACK,
@@ -134,11 +141,18 @@ async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeploy
     return lane.operation_id
 
 
+async def _still_takes_back(session: AsyncSession, operation_id: UUID) -> bool:
+    operation = await operations.get(session, operation_id)
+    is_rollback = operation.kind == OperationKind.EXECUTE_ROLLBACK.value
+    return is_rollback and operation.status not in operations.ENDED
+
+
 @dataclass(frozen=True, slots=True)
 class Removal:
     """What to take back from where. Without ``previous_id`` look for ``rollback_version`` on the plane."""
 
     lane_id: UUID
+    deployment_id: UUID
     plane: Plane
     app: App
     rollback_version: str | None
@@ -151,6 +165,19 @@ class Removal:
     def assignment(self, planned: Planned, previous_id: str | None) -> Assignment:
         """The lane's assignment under the key of one effect."""
         return Assignment(planned.key, self.external_id, self.target, self.app.correlation_id, previous_id)
+
+
+async def permit_removal(session: AsyncSession, deployment_id: UUID) -> None:
+    """Let something of a removal leave. Locks the deployment until the transaction ends.
+
+    Raises:
+        IllegalTransition: it is not being taken back any more.
+    """
+    deployment = await deployments.lock(session, deployment_id)
+    if deployment.status not in {DeploymentStatus.ROLLING_BACK, DeploymentStatus.FAILED}:
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value}", status=deployment.status.value
+        )
 
 
 async def begin_removal(
@@ -169,6 +196,7 @@ async def begin_removal(
     previous_id = await _ledger_version(session, deployment, lane.plane)
     return Removal(
         lane_id=lane_id,
+        deployment_id=deployment_id,
         plane=Plane(lane.plane),
         app=application(deployment, await plane_of(session, lane)),
         rollback_version=deployment.rollback_version,
@@ -254,7 +282,8 @@ async def finish_lane(
         )
         return
     await deployments.move_lane(session, deployment, lane, LaneStatus.ROLLED_BACK, now=now)
-    if not _ring_is_open(deployment.lanes, lane.position):
+    rolling_back = deployment.status is DeploymentStatus.ROLLING_BACK
+    if rolling_back and not _ring_is_open(deployment.lanes, lane.position):
         await next_ring(session, deployment, now=now)
 
 

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, DeviceReport, InstallState, Member, Plane, Target, TargetKind
-from app.domain import deployments, devices, effects, lanes, rollback
+from app.connectors.contract import DeviceReport, InstallState, Member, Plane, Target, TargetKind
+from app.domain import deployments, devices, effects, lanes
 from app.domain.deployments import Override
 from app.domain.gates import STANDARD
 from app.domain.intents import GateNumbers
@@ -20,14 +20,12 @@ from app.models import (
     DeploymentStatus,
     Event,
     LaneStatus,
-    Operation,
-    OperationStatus,
     Promotion,
     Ring,
     RingDeployment,
     new_id,
 )
-from tests.factories import FACTORS, NOON, make_deployment
+from tests.factories import NOON, make_deployment
 
 S = timedelta(seconds=1)
 
@@ -264,107 +262,6 @@ async def test_what_needs_the_cab_runs_lab_and_canary_and_then_waits(session: As
     assert (waiting.lanes[2].status, waiting.lanes[2].operation_id) == (LaneStatus.PENDING, None)
 
 
-async def test_a_crossed_failure_limit_goes_back_by_itself_and_touches_only_what_was_touched(
-    session: AsyncSession,
-) -> None:
-    deployment = await make_deployment(session, target_ring=Ring.PILOT, risk_factors=FACTORS)
-    await pass_ring(session, deployment, Ring.LAB, NOON)
-    lab, canary, pilot = (await reload(session, deployment)).lanes
-    await push(session, canary, "x", "y", now=NOON + 10 * S)
-
-    await measure(session, canary, InstallState.FAILED, "x", now=NOON + 11 * S)
-
-    back = await reload(session, deployment)
-    assert back.status is DeploymentStatus.ROLLING_BACK
-    assert [lane.status for lane in back.lanes] == [
-        LaneStatus.ROLLING_BACK,
-        LaneStatus.ROLLING_BACK,
-        LaneStatus.CANCELLED,
-    ]
-    queued = await open_rollbacks(session)
-    assert queued == [str(canary.id)]
-    assert (lab.id, pilot.id) != (canary.id, canary.id)
-
-
-async def open_rollbacks(session: AsyncSession) -> list[str]:
-    query = select(Operation.subject_id).filter_by(kind="execute_rollback", status=OperationStatus.QUEUED)
-    return list(await session.scalars(query))
-
-
-async def test_a_rollback_goes_from_the_newest_ring_to_the_oldest_and_ends(session: AsyncSession) -> None:
-    deployment = await make_deployment(session)
-    await pass_ring(session, deployment, Ring.LAB, NOON)
-    await pass_ring(session, deployment, Ring.CANARY, NOON + 10 * S)
-    lab, canary = (await reload(session, deployment)).lanes
-
-    await rollback.begin(session, deployment.id, actor="bob", now=NOON, reason="bad feedback")
-    assert await open_rollbacks(session) == [str(canary.id)]
-    await rollback.finish_lane(session, canary.id, deployment_id=deployment.id, complete=True, now=NOON)
-    assert str(lab.id) in await open_rollbacks(session)
-    await rollback.finish_lane(session, lab.id, deployment_id=deployment.id, complete=True, now=NOON)
-
-    assert (await reload(session, deployment)).status is DeploymentStatus.ROLLED_BACK
-
-
-async def test_rolling_back_twice_is_once(session: AsyncSession) -> None:
-    deployment = await make_deployment(session)
-    await push(session, deployment.lanes[0], "a")
-
-    first, operation = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
-    version = first.version
-    second, again = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
-
-    assert (again, second.version) == (operation, version)
-
-
-async def test_nothing_pushed_means_nothing_to_roll_back(session: AsyncSession) -> None:
-    deployment = await make_deployment(session)
-
-    with pytest.raises(IllegalTransition, match="PENDING"):
-        await rollback.begin(session, deployment.id, actor="bob", now=NOON)
-
-
-async def test_a_push_after_a_rollback_began_does_nothing(session: AsyncSession) -> None:
-    deployment = await make_deployment(session)
-    lane = deployment.lanes[0]
-    await push(session, lane, "a")
-    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
-
-    assert await lanes.begin_push(session, lane.id, new_id(), now=NOON) is None
-    assert await lanes.begin_measure(session, lane.id) is None
-
-
-async def test_a_lane_whose_assignment_never_left_is_cancelled_not_rolled_back(session: AsyncSession) -> None:
-    deployment = await make_deployment(session)
-    lane = deployment.lanes[0]
-    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
-    assert isinstance(begun, Push)
-
-    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
-
-    after = await reload(session, deployment)
-    assert after.lanes[0].status is LaneStatus.CANCELLED
-    assert after.status is DeploymentStatus.ROLLED_BACK
-
-
-async def test_an_assignment_whose_answer_was_lost_counts_as_touched(session: AsyncSession) -> None:
-    deployment = await make_deployment(session)
-    lane = deployment.lanes[0]
-    operation_id = await operation_of(session, lane)
-    begun = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
-    assert isinstance(begun, Push)
-    published, assigned = begun.steps[Action.PUBLISH], begun.steps[Action.ASSIGN]
-    await effects.confirmed(session, published.id, external_id="app-9", now=NOON)
-    await effects.sent(session, assigned.id, operation_id=operation_id, now=NOON)
-
-    _, rollback_id = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
-    assert rollback_id is not None
-    removal = await rollback.begin_removal(session, lane.id, rollback_id, deployment_id=deployment.id)
-
-    assert isinstance(removal, rollback.Removal)
-    assert removal.external_id == "app-9"
-
-
 async def test_a_paused_deployment_pushes_nothing_and_looks_again(session: AsyncSession) -> None:
     deployment = await make_deployment(session)
     locked = await deployments.lock(session, deployment.id)
@@ -445,3 +342,15 @@ async def test_a_plane_that_stays_away_is_told_once(session: AsyncSession) -> No
 
     assert (await event_types(session, deployment)).count("lane.waiting_plane") == 1
     assert lane.waiting_since == NOON + timedelta(minutes=1)
+
+
+async def test_a_held_lane_that_was_never_pushed_cannot_be_promoted_past(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    await lanes.hold(session, deployment, lane, "gate_not_met", now=NOON)
+
+    override = Override("go on", NOON + timedelta(days=1))
+
+    with pytest.raises(IllegalTransition, match="never pushed"):
+        await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=override)

@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Plane
-from app.domain import deployments, leases, operations, outcomes, rollback
+from app.connectors.contract import InstallState, Plane
+from app.domain import deployments, lanes, leases, operations, outcomes, rollback
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring
-from tests.domain.test_lanes import push
+from tests.domain.test_lanes import measure, operation_of, push
 from tests.factories import NOON, make_deployment
 
 REFUSED = Failure("permanent", "permanent", "the plane refused it", "intune")
@@ -120,3 +120,36 @@ async def test_work_of_a_lane_that_is_taken_back_changes_nothing_when_it_ends(se
     assert measure_id is not None
     assert (await operations.get(session, measure_id)).status is OperationStatus.CANCELLED
     assert lane.status is LaneStatus.ROLLING_BACK
+
+
+async def test_time_in_which_a_lane_was_held_counts_against_no_device(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    now = await outcomes.database_now(session)
+    await push(session, lane, "a", now=now)
+    measure_id = await operation_of(session, lane)
+    await operations.cancel(session, measure_id, ended=outcomes.operation_ended)
+    assert lane.waiting_since is not None
+    lane.waiting_since = lane.pushed_at = lane.waiting_since - timedelta(days=3)
+    await session.flush()
+
+    await operations.revive(session, measure_id, revived=outcomes.operation_revived)
+    now = await outcomes.database_now(session)
+    await measure(session, lane, InstallState.PENDING, "a", now=now)
+
+    assert (lane.status, lane.failure_count, lane.unreachable_count) == (LaneStatus.MEASURING, 0, 0)
+
+
+async def test_a_push_taken_up_again_still_waits_for_its_start(session: AsyncSession) -> None:
+    start = await outcomes.database_now(session) + timedelta(days=40)
+    deployment = await make_deployment(session, start_at=start)
+    assert deployment.operation_id is not None
+    await operations.cancel(session, deployment.operation_id, ended=outcomes.operation_ended)
+
+    revived = await operations.revive(session, deployment.operation_id, revived=outcomes.operation_revived)
+
+    assert (revived.run_after, revived.deadline) == (start, start + timedelta(hours=24))
+    early = await lanes.begin_push(
+        session, deployment.lanes[0].id, revived.id, now=start - timedelta(hours=1)
+    )
+    assert early == timedelta(hours=1)

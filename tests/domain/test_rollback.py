@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way back: what is taken back, in which order, and what happens when something gets in between."""
+
+import asyncio
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Action, InstallState, Plane
+from app.domain import deployments, effects, lanes, leases, operations, outcomes, rollback
+from app.domain.lanes import Push
+from app.domain.operations import Failure
+from app.errors import IllegalTransition
+from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, Ring, new_id
+from app.runtime import Runtime
+from tests.domain.test_lanes import S, measure, operation_of, pass_ring, push, reload
+from tests.factories import FACTORS, NOON, make_deployment
+from tests.waiting import eventually
+
+REFUSED = Failure("permanent", "permanent", "the plane refused it", "intune")
+
+
+async def test_a_rollback_goes_from_the_newest_ring_to_the_oldest_and_ends(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    await pass_ring(session, deployment, Ring.CANARY, NOON + 10 * S)
+    lab, canary = (await reload(session, deployment)).lanes
+
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON, reason="bad feedback")
+    assert await open_rollbacks(session) == [str(canary.id)]
+    await rollback.finish_lane(session, canary.id, deployment_id=deployment.id, complete=True, now=NOON)
+    assert str(lab.id) in await open_rollbacks(session)
+    await rollback.finish_lane(session, lab.id, deployment_id=deployment.id, complete=True, now=NOON)
+
+    assert (await reload(session, deployment)).status is DeploymentStatus.ROLLED_BACK
+
+
+async def test_rolling_back_twice_is_once(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    await push(session, deployment.lanes[0], "a")
+
+    first, operation = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    version = first.version
+    second, again = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    assert (again, second.version) == (operation, version)
+
+
+async def test_nothing_pushed_means_nothing_to_roll_back(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+
+    with pytest.raises(IllegalTransition, match="PENDING"):
+        await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+
+async def test_a_push_after_a_rollback_began_does_nothing(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    assert await lanes.begin_push(session, lane.id, new_id(), now=NOON) is None
+    assert await lanes.begin_measure(session, lane.id) is None
+
+
+async def test_a_lane_whose_assignment_never_left_is_cancelled_not_rolled_back(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    assert isinstance(begun, Push)
+
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    after = await reload(session, deployment)
+    assert after.lanes[0].status is LaneStatus.CANCELLED
+    assert after.status is DeploymentStatus.ROLLED_BACK
+
+
+async def test_an_assignment_whose_answer_was_lost_counts_as_touched(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    operation_id = await operation_of(session, lane)
+    begun = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+    assert isinstance(begun, Push)
+    published, assigned = begun.steps[Action.PUBLISH], begun.steps[Action.ASSIGN]
+    await effects.confirmed(session, published.id, external_id="app-9", now=NOON)
+    await effects.sent(session, assigned.id, operation_id=operation_id, now=NOON)
+
+    _, rollback_id = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    assert rollback_id is not None
+    removal = await rollback.begin_removal(session, lane.id, rollback_id, deployment_id=deployment.id)
+
+    assert isinstance(removal, rollback.Removal)
+    assert removal.external_id == "app-9"
+
+
+async def test_a_crossed_failure_limit_goes_back_by_itself_and_touches_only_what_was_touched(
+    session: AsyncSession,
+) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.PILOT, risk_factors=FACTORS)
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    lab, canary, pilot = (await reload(session, deployment)).lanes
+    await push(session, canary, "x", "y", now=NOON + 10 * S)
+
+    await measure(session, canary, InstallState.FAILED, "x", now=NOON + 11 * S)
+
+    back = await reload(session, deployment)
+    assert back.status is DeploymentStatus.ROLLING_BACK
+    assert [lane.status for lane in back.lanes] == [
+        LaneStatus.ROLLING_BACK,
+        LaneStatus.ROLLING_BACK,
+        LaneStatus.CANCELLED,
+    ]
+    queued = await open_rollbacks(session)
+    assert queued == [str(canary.id)]
+    assert (lab.id, pilot.id) != (canary.id, canary.id)
+
+
+async def open_rollbacks(session: AsyncSession) -> list[str]:
+    query = select(Operation.subject_id).filter_by(kind="execute_rollback", status=OperationStatus.QUEUED)
+    return list(await session.scalars(query))
+
+
+async def fail(session: AsyncSession, operation_id: UUID | None) -> None:
+    """Run the operation once, to its refusal."""
+    assert operation_id is not None
+    claimed = await leases.claim(session, operation_id, owner="test", lease=timedelta(seconds=15))
+    assert claimed is not None
+    await leases.fail(session, claimed, REFUSED, ended=outcomes.operation_ended)
+
+
+async def walked(session: AsyncSession, *planes: Plane) -> Deployment:
+    """A deployment that is completed in LAB and CANARY."""
+    deployment = await make_deployment(session, planes=planes or (Plane.INTUNE,))
+    await pass_ring(session, deployment, Ring.LAB, NOON)
+    await pass_ring(session, deployment, Ring.CANARY, NOON + 10 * S)
+    return await reload(session, deployment)
+
+
+async def test_a_rollback_that_failed_may_be_begun_again_and_goes_on_where_it_was(
+    session: AsyncSession,
+) -> None:
+    deployment = await walked(session)
+    _, operation_id = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    await fail(session, operation_id)
+    assert [lane.status for lane in deployment.lanes] == [LaneStatus.ROLLING_BACK, LaneStatus.FAILED]
+
+    again, second = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    assert again.status is DeploymentStatus.ROLLING_BACK
+    assert second not in {None, operation_id}
+    for lane in reversed(again.lanes):
+        await rollback.finish_lane(session, lane.id, deployment_id=again.id, complete=True, now=NOON)
+    assert (await reload(session, deployment)).status is DeploymentStatus.ROLLED_BACK
+
+
+async def test_one_plane_that_gives_up_does_not_undo_what_another_took_back(session: AsyncSession) -> None:
+    deployment = await walked(session, Plane.INTUNE, Plane.JAMF)
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    intune, jamf = deployments.ring_lanes(deployment, Ring.CANARY)
+    await fail(session, intune.operation_id)
+
+    await rollback.finish_lane(session, jamf.id, deployment_id=deployment.id, complete=True, now=NOON)
+
+    assert (intune.status, jamf.status) == (LaneStatus.FAILED, LaneStatus.ROLLED_BACK)
+    assert deployment.status is DeploymentStatus.FAILED
+
+
+async def test_both_planes_of_a_failed_rollback_may_be_retried(session: AsyncSession) -> None:
+    deployment = await walked(session, Plane.INTUNE, Plane.JAMF)
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    failed = [lane.operation_id for lane in deployments.ring_lanes(deployment, Ring.CANARY)]
+    for operation_id in failed:
+        await fail(session, operation_id)
+
+    for operation_id in failed:
+        assert operation_id is not None
+        await operations.revive(session, operation_id, revived=outcomes.operation_revived)
+
+    assert {lane.status for lane in deployment.lanes} == {LaneStatus.ROLLING_BACK}
+    assert deployment.status is DeploymentStatus.ROLLING_BACK
+
+
+@pytest.mark.parametrize("rollback_fails", [False, True])
+async def test_forward_work_of_what_is_taken_back_is_not_taken_up_again(
+    session: AsyncSession, *, rollback_fails: bool
+) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await push(session, lane, "a")
+    measure_id = await operation_of(session, lane)
+    _, rollback_id = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+    if rollback_fails:
+        await fail(session, rollback_id)
+
+    with pytest.raises(IllegalTransition):
+        async with session.begin_nested():
+            await operations.revive(session, measure_id, revived=outcomes.operation_revived)
+
+    await session.refresh(lane)
+    assert lane.operation_id == rollback_id
+
+
+async def test_nothing_of_a_push_leaves_once_the_rollback_has_begun(session: AsyncSession) -> None:
+    deployment = await make_deployment(session)
+    lane = deployment.lanes[0]
+    await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    assert await lanes.permit_push(session, deployment.id) is None
+
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON)
+
+    with pytest.raises(IllegalTransition, match="ROLLED_BACK"):
+        await lanes.permit_push(session, deployment.id)
+
+
+async def test_a_rollback_waits_for_a_change_that_is_about_to_leave_and_then_takes_it_back(
+    runtime: Runtime,
+) -> None:
+    async with runtime.transaction() as session:
+        deployment = await make_deployment(session)
+        lane = deployment.lanes[0]
+        operation_id = await operation_of(session, lane)
+        begun = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+    assert isinstance(begun, Push)
+
+    async def take_back() -> Deployment:
+        async with runtime.transaction() as session:
+            return (await rollback.begin(session, deployment.id, actor="bob", now=NOON))[0]
+
+    async with runtime.transaction() as session:
+        await lanes.permit_push(session, deployment.id)
+        await effects.sent(session, begun.steps[Action.ASSIGN].id, operation_id=operation_id, now=NOON)
+        rolling = asyncio.create_task(take_back())
+        await waits_for_lock(runtime)
+        assert not rolling.done()
+
+    assert (await rolling).lanes[0].status is LaneStatus.ROLLING_BACK
+
+
+async def waits_for_lock(runtime: Runtime) -> None:
+    """Until some session waits for a row."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    async def waiting() -> int:
+        async with runtime.autocommit() as connection:
+            return await connection.scalar(query) or 0
+
+    await eventually(waiting, within=5)
