@@ -86,6 +86,8 @@ async def put_target(
     Lanes already planned keep theirs, but a deployment that stopped because this ring was empty goes on.
     """
     target = Target(body.kind, body.ref)
+    if plane in service.manifests:
+        targets.check_kind(target, service.manifests[plane])
     row = await targets.put(session, plane, ring, target, version=version)
     now, actor = service.runtime.clock(), call.actor.name
     await lanes.retarget(session, plane.value, ring, target, actor=actor, now=now)

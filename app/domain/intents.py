@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 from pydantic_core import to_json
 
-from app.connectors.contract import Manifest, Package, Plane, Target
+from app.connectors.contract import Manifest, Package, Plane, Target, TargetKind
 from app.domain import idempotency, risk, rollout
 from app.domain.gates import Gate, GatePolicy
 from app.domain.idempotency import RequestKey, StoredAnswer
@@ -167,20 +167,33 @@ def lane_targets(intent: Intent, around: Surroundings) -> dict[tuple[Plane, Ring
     """The target of every lane, ring by ring.
 
     Raises:
-        TargetNotSet: with a pointer to each plane that lacks one.
+        TargetNotSet: with a pointer to each plane that lacks one, or has one of a kind it does not know.
     """
     wanted = [(plane, ring) for ring in rollout.rings_up_to(intent.target_ring) for plane in intent.packages]
     planes = list(intent.packages)
     missing = [
-        FieldError(
-            f"/planes/{planes.index(plane)}", f"{plane.value} has no target for {ring.value}: set it first"
-        )
+        FieldError(f"/planes/{planes.index(plane)}", reason)
         for plane, ring in wanted
-        if (plane, ring) not in around.targets
+        if (reason := _no_target(plane, ring, around)) is not None
     ]
     if missing:
         raise TargetNotSet("a lane has no target", *missing)
     return {lane: around.targets[lane] for lane in wanted}
+
+
+def _no_target(plane: Plane, ring: Ring, around: Surroundings) -> str | None:
+    known, manifest = around.targets.get((plane, ring)), around.manifests[plane]
+    if known is None:
+        return f"{plane.value} has no target for {ring.value}: set it first"
+    if known.target.kind not in manifest.target_kinds:
+        return f"the target for {ring.value} must be set again: {unknown_kind(manifest, known.target.kind)}"
+    return None
+
+
+def unknown_kind(manifest: Manifest, kind: TargetKind) -> str:
+    """What to say of a target that the plane cannot resolve."""
+    kinds = ", ".join(sorted(manifest.target_kinds))
+    return f"{manifest.plane.value} knows no target of kind {kind.value}; it knows {kinds}"
 
 
 def planned_lanes(

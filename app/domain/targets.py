@@ -9,11 +9,11 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app.connectors.contract import Plane, Target, TargetKind
+from app.connectors.contract import Manifest, Plane, Target, TargetKind
 from app.domain import operations
-from app.domain.intents import KnownTarget
+from app.domain.intents import KnownTarget, unknown_kind
 from app.domain.operations import OperationKind, Subject
-from app.errors import NotFound, VersionMismatch
+from app.errors import FieldError, Invalid, NotFound, VersionMismatch
 from app.models import Ring, RingTarget
 
 
@@ -51,6 +51,17 @@ async def page(
     rows = (await session.scalars(query)).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return rows[:limit], (last.plane, last.ring) if last else None
+
+
+def check_kind(target: Target, manifest: Manifest) -> None:
+    """Refuse a target that the plane could not resolve.
+
+    Raises:
+        Invalid: the plane does not know its kind; names those it knows.
+    """
+    if target.kind not in manifest.target_kinds:
+        wrong = FieldError("/kind", unknown_kind(manifest, target.kind))
+        raise Invalid("the plane does not know this kind of target", wrong)
 
 
 async def put(

@@ -90,6 +90,23 @@ async def test_what_is_no_target_is_refused(
     assert pointers(await asker.put(PATH, json=body)) == expected
 
 
+async def test_a_kind_that_the_plane_does_not_know_is_refused(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.put(PATH, json={"kind": "inventory", "ref": "x"})
+
+    wrong = problem(response, 422, "invalid")["errors"]
+    assert wrong == [
+        {"pointer": "/kind", "detail": "intune knows no target of kind inventory; it knows group"}
+    ]
+    problem(await client.get(PATH), 404, "not_found")
+
+
+async def test_a_plane_that_is_not_configured_takes_every_kind(client: httpx.AsyncClient) -> None:
+    for kind in ("group", "inventory"):
+        assert (await client.put("/targets/jamf/LAB", json={"kind": kind, "ref": "x"})).status_code == 200
+
+
 async def test_an_unknown_ring_or_plane_has_none(asker: httpx.AsyncClient) -> None:
     for path in ("/targets/intune/MOON", "/targets/tivoli/LAB"):
         problem(await asker.put(path, json={"kind": "group", "ref": "x"}), 404, "not_found")

@@ -2,12 +2,13 @@
 """What an intent means, and the one statement that accepts it."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select
 
-from app.connectors.contract import PackageKind, Plane
+from app.connectors.contract import PackageKind, Plane, Target, TargetKind
 from app.connectors.packages import PACKAGE
 from app.domain import deployments, intents
 from app.domain.gates import STANDARD
@@ -100,6 +101,22 @@ def test_a_lane_without_a_target_is_named() -> None:
         )
 
     assert [e.pointer for e in caught.value.errors] == ["/planes/0"]
+
+
+def test_a_target_of_a_kind_the_plane_does_not_know_is_as_good_as_none() -> None:
+    around = surroundings()
+    stale = intents.KnownTarget(Target(TargetKind.TAG, "7"), 10)
+    targets = {**around.targets, (Plane.INTUNE, Ring.CANARY): stale}
+
+    with pytest.raises(TargetNotSet) as caught:
+        intents.plan(make_intent(), replace(around, targets=targets), correlation_id=new_id())
+
+    assert [(e.pointer, e.detail) for e in caught.value.errors] == [
+        (
+            "/planes/0",
+            "the target for CANARY must be set again: intune knows no target of kind tag; it knows group",
+        )
+    ]
 
 
 async def test_accepting_stores_everything_in_one_statement(runtime: Runtime) -> None:
