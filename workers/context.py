@@ -10,8 +10,7 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import leases
-from app.domain.leases import Beat, Claimed
-from app.errors import LeaseLost
+from app.domain.leases import Claimed
 from app.models.base import Json
 from app.runtime import Runtime
 
@@ -57,22 +56,6 @@ class Job:
         async with self.runtime.transaction() as session:
             yield session
             await leases.hold(session, self.claimed)
-
-    async def still_mine(self) -> None:
-        """To be awaited before a call that changes something outside.
-
-        Raises:
-            LeaseLost: somebody else does this work now.
-            CancelRequested: it is to be stopped.
-        """
-        async with self.runtime.autocommit() as connection:
-            beat = await leases.look(connection, self.claimed)
-        if beat is Beat.LOST:
-            raise LeaseLost(
-                f"operation {self.claimed.id} is held by another worker", operation_id=self.claimed.id
-            )
-        if beat is Beat.CANCEL:
-            raise CancelRequested
 
     def out_of_time(self) -> bool:
         """Whether the soft limit is reached: keep what there is and answer ``Again``."""

@@ -81,9 +81,6 @@ RENEW = text(
     "UPDATE operations SET lease_until = clock_timestamp() + :lease"
     " WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING cancel_requested"
 ).bindparams(bindparam("lease", type_=Interval()))
-LOOK = text(
-    "SELECT cancel_requested FROM operations WHERE id = :id AND fence = :fence AND status = 'RUNNING'"
-)
 SUCCEED = text(
     """
     UPDATE operations
@@ -143,11 +140,6 @@ def _proof(claimed: Claimed) -> dict[str, Any]:
 async def heartbeat(connection: Connection, claimed: Claimed, *, lease: timedelta) -> Beat:
     """Prolong the lease; tells when it is lost or when the work is to be cancelled."""
     return _beat(await connection.execute(RENEW, _proof(claimed) | {"lease": lease}))
-
-
-async def look(connection: Connection, claimed: Claimed) -> Beat:
-    """What a heartbeat would learn, without prolonging anything."""
-    return _beat(await connection.execute(LOOK, _proof(claimed)))
 
 
 def _beat(answer: Result[Any]) -> Beat:

@@ -59,6 +59,13 @@ class Operation(Base):
         ),
         Index("ix_operations_leases", "lease_until", postgresql_where=text("status = 'RUNNING'")),
         Index("ix_operations_deadline", "deadline", postgresql_where=text("status IN ('QUEUED', 'WAITING')")),
+        Index(
+            "ix_operations_without_success",
+            text("created_at DESC"),
+            text("id DESC"),
+            postgresql_where=text("status IN ('FAILED', 'CANCELLED')"),
+        ),
+        Index("ix_operations_kind_created", "kind", text("created_at DESC"), text("id DESC")),
         Index("ix_operations_created", text("created_at DESC"), text("id DESC")),
         Index("ix_operations_subject", "subject_type", "subject_id"),
     )

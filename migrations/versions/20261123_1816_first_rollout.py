@@ -294,6 +294,12 @@ def upgrade() -> None:
         postgresql_where=sa.text("status IN ('QUEUED', 'WAITING')"),
     )
     op.create_index(
+        "ix_operations_kind_created",
+        "operations",
+        ["kind", sa.literal_column("created_at DESC"), sa.literal_column("id DESC")],
+        unique=False,
+    )
+    op.create_index(
         "ix_operations_leases",
         "operations",
         ["lease_until"],
@@ -301,6 +307,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'RUNNING'"),
     )
     op.create_index("ix_operations_subject", "operations", ["subject_type", "subject_id"], unique=False)
+    op.create_index(
+        "ix_operations_without_success",
+        "operations",
+        [sa.literal_column("created_at DESC"), sa.literal_column("id DESC")],
+        unique=False,
+        postgresql_where=sa.text("status IN ('FAILED', 'CANCELLED')"),
+    )
     op.create_table(
         "ring_deployments",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -424,10 +437,16 @@ def downgrade() -> None:
     op.drop_index("ix_ring_deployments_plane_status", table_name="ring_deployments")
     op.drop_index("ix_ring_deployments_deployment_position", table_name="ring_deployments")
     op.drop_table("ring_deployments")
+    op.drop_index(
+        "ix_operations_without_success",
+        table_name="operations",
+        postgresql_where=sa.text("status IN ('FAILED', 'CANCELLED')"),
+    )
     op.drop_index("ix_operations_subject", table_name="operations")
     op.drop_index(
         "ix_operations_leases", table_name="operations", postgresql_where=sa.text("status = 'RUNNING'")
     )
+    op.drop_index("ix_operations_kind_created", table_name="operations")
     op.drop_index(
         "ix_operations_due",
         table_name="operations",

@@ -95,7 +95,6 @@ async def test_a_worker_that_lost_its_lease_can_write_nothing(runtime: Runtime, 
     )
     assert told.of == []
     assert await within(runtime, lambda s: leases.heartbeat(s, stale, lease=LEASE)) is Beat.LOST
-    assert await within(runtime, lambda s: leases.look(s, stale)) is Beat.LOST
 
 
 async def test_nobody_takes_an_operation_while_its_holder_writes(runtime: Runtime, told: Told) -> None:

@@ -73,9 +73,10 @@ async def deaf(job: Job) -> Outcome:
 
 
 async def careful(job: Job) -> Outcome:
-    """Checks before its call outside that the work is still its own."""
+    """Writes down that it is about to call, as every effect does; that fails once the work is not its own."""
     await wait_for_gate(job)
-    await job.still_mine()
+    async with job.transaction():
+        pass
     return await effect(job)
 
 
