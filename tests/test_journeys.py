@@ -341,3 +341,26 @@ async def test_a_generated_client_submits_a_deployment_and_follows_it_to_the_end
     seen = await asyncio.to_thread(submit_and_follow)
 
     assert (seen[0], seen[-1]) == ("PENDING", "COMPLETED")
+
+
+async def test_a_rollback_in_the_middle_of_a_push_leaves_nothing_behind(world: World) -> None:
+    await world.faults({"method": "POST", "path": "*/commit", "latency": 1.5})
+    submitted = await world.submit(app_name="Interrupted", target_ring="LAB")
+    await eventually(
+        lambda: effects_of(world, submitted),
+        within=20,
+        until=lambda ledger: "SENT" in [effect["state"] for effect in ledger if effect["action"] == "upload"],
+    )
+
+    await world.client.post(f"/deployments/{submitted['id']}/rollback", {"reason": "a mistake"})
+    push = await eventually(
+        lambda: world.client.get(f"/operations/{submitted['operation_id']}"),
+        within=20,
+        until=lambda operation: operation["status"] not in {"QUEUED", "RUNNING", "WAITING"},
+    )
+
+    assert push["status"] == "CANCELLED"
+    assert (await world.ended(submitted))["status"] == "ROLLED_BACK"
+    keys = {effect["key"] for effect in await effects_of(world, submitted)}
+    made = [item["type"] for item in await world.objects() if item["effect_key"] in keys]
+    assert "mobileAppAssignment" not in made
