@@ -21,6 +21,7 @@ from starlette.routing import compile_path
 from starlette.types import Scope
 
 from app import errors, telemetry
+from app.api.words import place, words
 from app.errors import ControlPlaneError, FieldError, Invalid, Unavailable
 
 log = telemetry.logger(__name__)
@@ -49,8 +50,6 @@ CODES: Mapping[int, str] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
 }
 """Codes of the answers that no error kind stands for: what HTTP itself refuses."""
-
-WORDS: Mapping[str, str] = {"missing": "this field is required", "extra_forbidden": "there is no such field"}
 
 # 08 connection, 53 resources, 55P03 lock timeout, 57 operator or time-out, 40 serialisation and deadlock
 TEMPORARY_SQLSTATES = ("08", "53", "55P03", "57", "40")
@@ -143,17 +142,10 @@ async def invalid_input(request: Request, error: RequestValidationError) -> Resp
         detail = f"there is nothing at {request.scope['path']}"  # nothing has such an id or name
         return problem(request.scope, HTTPStatus.NOT_FOUND, detail)
     wrong = [
-        FieldError(pointer(each["loc"], error.body), _words(each)) for each in error.errors()[:MAX_ERRORS]
+        FieldError(pointer(place(each), error.body), words(each)) for each in error.errors()[:MAX_ERRORS]
     ]
     detail = "the request breaks a rule" if len(wrong) == 1 else "the request breaks some rules"
     return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail, code=Invalid.code, errors=wrong)
-
-
-def _words(wrong: Mapping[str, Any]) -> str:
-    reason = wrong.get("ctx", {}).get("error")
-    if wrong["type"] in {"value_error", "assertion_error"} and reason is not None:
-        return str(reason)
-    return WORDS.get(wrong["type"]) or str(wrong["msg"])
 
 
 def pointer(location: Sequence[str | int], body: Any) -> str:
@@ -161,8 +153,8 @@ def pointer(location: Sequence[str | int], body: Any) -> str:
 
     Pydantic puts the tag of a union and ``[key]`` into a location; neither is in the body: left out.
     """
-    place, *steps = location
-    if place != "body":
+    source, *steps = location
+    if source != "body":
         return join_pointer(location)
     found: list[str | int] = []
     for index, step in enumerate(steps):

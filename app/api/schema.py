@@ -41,15 +41,11 @@ Instant = Annotated[
 """An instant given by a client: RFC 3339 with an offset, UTC from here on."""
 
 # No control characters, and no blanks around: two names that look the same are the same.
-Name = Annotated[
-    str,
-    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"),
-]
-Version = Annotated[
-    str,
-    Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"),
-]
-Reason = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]+$")]
+NAME_FORM = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
+REASON_FORM = r"^[^\x00]+$"
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NAME_FORM)]
+Version = Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_FORM)]
+Reason = Annotated[str, Field(min_length=1, max_length=2000, pattern=REASON_FORM)]
 Rate = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True)]
 ResourceVersion = Annotated[int, Field(ge=1, le=MAX_VERSION)]

@@ -6,9 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Uri = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^(https|file)://[^\x00-\x20\x7f]+$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$", min_length=64, max_length=64)]
+TEXT_FORM = r"^[^\x00-\x1f\x7f]+$"
+URI_FORM = r"^(https|file)://[^\x00-\x20\x7f]+$"
+SHA256_FORM = r"^[0-9a-fA-F]{64}$"
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=TEXT_FORM)]
+Uri = Annotated[str, Field(min_length=1, max_length=2000, pattern=URI_FORM)]
+Sha256 = Annotated[str, Field(pattern=SHA256_FORM, min_length=64, max_length=64)]
 
 
 class PackageKind(StrEnum):
