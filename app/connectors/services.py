@@ -2,14 +2,22 @@
 """What every connector is handed beside its settings."""
 
 import ssl
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from app.connectors.sources import FileRules
-from app.resilience import DEFAULT_RETRY, Breakers, ResilientClient, RetryProfile, create_resilient_client
+from app.connectors.sources import PACKAGE_SOURCE, FileRules
+from app.resilience import (
+    DEFAULT_RETRY,
+    Breakers,
+    ResilientClient,
+    RetryProfile,
+    ServiceBreaker,
+    create_resilient_client,
+)
 from app.resilience.auth import Authenticator
 from app.resilience.http import text_of
 
@@ -52,3 +60,24 @@ class Services:
             verify=self.certificates,
             describe=describe,
         )
+
+    def download_client(self) -> ResilientClient:
+        """A client for one download, to be closed after it.
+
+        Packages lie on hosts that have nothing to do with each other, so neither the service's breaker nor a
+        queue is shared: a dead host costs its own downloads their attempts, and nobody has to wait for it.
+        """
+        return create_resilient_client(
+            PACKAGE_SOURCE,
+            max_concurrency=1,
+            profile=self.profile,
+            breaker=ServiceBreaker(PACKAGE_SOURCE, fail_max=sys.maxsize),
+            correlation_id=self.correlation_id,
+            verify=self.certificates,
+            describe=_reason,
+        )
+
+
+def _reason(answer: httpx.Response) -> str:
+    """The status' name: a file server's error page may repeat the address, with its secrets."""
+    return answer.reason_phrase

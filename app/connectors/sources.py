@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,11 +18,22 @@ from urllib.request import url2pathname
 import httpx
 
 from app.resilience import ResilientClient
-from app.resilience.errors import PermanentError, PolicyError, TransientError
+from app.resilience.errors import CallError, PermanentError, PolicyError, TransientError
 
+PACKAGE_SOURCE = "external_api"
 PIECE = 2**20
 REPORT_EVERY = 1.0
 FRUITLESS_DOWNLOADS = 3
+
+
+def redacted(uri: str) -> str:
+    """A URI as it may be told: without user, password, query and fragment, which may be secrets."""
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:  # what is the user and what the host cannot be told apart
+        return f"{uri.partition(':')[0]}:…"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +46,7 @@ class FileRules:
     allowed_roots: tuple[Path, ...] | None = None
     allow_any_file: bool = False
 
-    def resolve(self, uri: str, *, service: str) -> Path:
+    def resolve(self, uri: str) -> Path:
         """The real path of a ``file:`` URI. Blocks.
 
         Raises:
@@ -44,16 +55,16 @@ class FileRules:
         """
         parts = urlsplit(uri)
         if parts.netloc not in {"", "localhost"}:
-            raise PermanentError(f"{uri} names another machine", service=service)
+            raise PermanentError(f"{uri} names another machine", service=PACKAGE_SOURCE)
         try:
             path = Path(url2pathname(parts.path)).resolve(strict=True)
             is_file = stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
         except (OSError, RuntimeError, ValueError) as error:
-            raise self._refusal(uri, service) if not self._is_open() else _no_file(uri, service) from error
+            raise self._refusal(uri) if not self._is_open() else _no_file(uri) from error
         if not self._allows(path):
-            raise self._refusal(uri, service)
+            raise self._refusal(uri)
         if not is_file:
-            raise _no_file(uri, service)
+            raise _no_file(uri)
         return path
 
     def _is_open(self) -> bool:
@@ -64,12 +75,12 @@ class FileRules:
             return self.allow_any_file
         return any(path.is_relative_to(root.resolve()) for root in self.allowed_roots)
 
-    def _refusal(self, uri: str, service: str) -> PolicyError:
-        return PolicyError(f"{uri} is not a file below EUCORA_PACKAGE_ROOTS", service=service)
+    def _refusal(self, uri: str) -> PolicyError:
+        return PolicyError(f"{uri} is not a file below EUCORA_PACKAGE_ROOTS", service=PACKAGE_SOURCE)
 
 
-def _no_file(uri: str, service: str) -> PermanentError:
-    return PermanentError(f"{uri} is not a file", service=service)
+def _no_file(uri: str) -> PermanentError:
+    return PermanentError(f"{uri} is not a file", service=PACKAGE_SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +101,16 @@ class Identity:
 class Sources:
     """Brings packages to this machine. Downloads lie in ``spool`` and go on where they stopped."""
 
-    def __init__(self, service: str, http: ResilientClient, spool: Path, rules: FileRules) -> None:
+    def __init__(self, connect: Callable[[], ResilientClient], spool: Path, rules: FileRules) -> None:
+        """``connect`` makes a client for one download, so that no host's troubles reach another's."""
         self.spool = spool
-        self._service = service
-        self._http = http
+        self._connect = connect
         self._rules = rules
 
     async def locate(self, uri: str, name: str) -> Path:
         """Where the package is, or will be after ``fetch``; ``name`` belongs to one upload alone."""
         if uri.startswith("file:"):
-            return await asyncio.to_thread(self._rules.resolve, uri, service=self._service)
+            return await asyncio.to_thread(self._rules.resolve, uri)
         return self.spool / f"{name}.package"
 
     async def fetch(self, uri: str, sha256: str, name: str) -> AsyncGenerator[int, None]:
@@ -121,39 +132,55 @@ class Sources:
             if not uri.startswith("file:"):
                 path.unlink(missing_ok=True)
             raise PermanentError(
-                f"the SHA-256 of {uri} is {digest.hexdigest()}, not the promised one", service=self._service
+                f"the SHA-256 of {uri} is {digest.hexdigest()}, not the promised one", service=PACKAGE_SOURCE
             )
 
     async def _download(self, uri: str, path: Path) -> AsyncGenerator[int, None]:
-        """Into ``path``, continuing a part that is there; gives up after attempts that bring nothing."""
-        part = path.with_suffix(".part")
-        fruitless, before = 0, -1
-        while True:
-            try:
-                async with aclosing(self._continue(uri, part)) as steps:
-                    async for size in steps:
-                        yield size
-                break
-            except TransientError:
-                reached = _size(part)
-                fruitless = 0 if reached > before else fruitless + 1
-                before = reached
-                if fruitless >= FRUITLESS_DOWNLOADS:
-                    raise
-        part.replace(path)
+        """Into ``path``, by a client of its own; an error's detail says where from."""
+        try:
+            async with aclosing(self._connect()) as http, aclosing(_whole(http, uri, path)) as steps:
+                async for size in steps:
+                    yield size
+        except CallError as error:
+            raise type(error)(
+                f"{redacted(uri)}: {error.detail}",
+                service=PACKAGE_SOURCE,
+                status=error.status,
+                retry_after=error.retry_after,
+            ) from error
 
-    async def _continue(self, uri: str, part: Path) -> AsyncGenerator[int, None]:
-        start = _size(part)
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        extensions = {"accept": {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}}
-        async with self._http.stream("GET", uri, headers=headers, extensions=extensions) as answer:
-            if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return  # nothing after what is there: the hash decides whether it is the whole
-            resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
-            with part.open("ab" if resumed else "wb") as file:
-                async with aclosing(_store(answer, file)) as sizes:
-                    async for size in sizes:
-                        yield size
+
+async def _whole(http: ResilientClient, uri: str, path: Path) -> AsyncGenerator[int, None]:
+    """Continuing a part that is there; gives up after attempts in a row that bring nothing."""
+    part = path.with_suffix(".part")
+    fruitless, before = 0, _size(part)
+    while True:
+        try:
+            async with aclosing(_continue(http, uri, part)) as steps:
+                async for size in steps:
+                    yield size
+            break
+        except TransientError:
+            reached = _size(part)
+            fruitless = 0 if reached > before else fruitless + 1
+            before = reached
+            if fruitless >= FRUITLESS_DOWNLOADS:
+                raise
+    part.replace(path)
+
+
+async def _continue(http: ResilientClient, uri: str, part: Path) -> AsyncGenerator[int, None]:
+    start = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    extensions = {"accept": {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}}
+    async with http.stream("GET", uri, headers=headers, extensions=extensions) as answer:
+        if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing after what is there: the hash decides whether it is the whole
+        resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
+        with part.open("ab" if resumed else "wb") as file:
+            async with aclosing(_store(answer, file)) as sizes:
+                async for size in sizes:
+                    yield size
 
 
 async def _store(answer: httpx.Response, file: IO[bytes]) -> AsyncGenerator[int, None]:

@@ -6,10 +6,11 @@ import datetime as dt
 import hashlib
 import ipaddress
 import os
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from app.connectors.contract import App
+from app.connectors.services import Services
 from app.connectors.sources import FileRules, Sources, make_private, sweep
-from app.resilience import ResilientClient, RetryProfile, ServiceBreaker, create_resilient_client
+from app.resilience import RetryProfile
 from app.resilience.errors import NotThere, PermanentError, TransientError
-from tests.resilience.misbehaving import HANG, Behaviour, Misbehaving, Received, answer, misbehaving, reset
+from tests.connectors.conftest import Make, MakeApp, upload
+from tests.resilience.misbehaving import (
+    HANG,
+    Behaviour,
+    Misbehaving,
+    Received,
+    answer,
+    hang,
+    misbehaving,
+    reset,
+)
 from tests.waiting import eventually
 
 BODY = os.urandom(1_000_003)
@@ -64,19 +77,15 @@ def tls(certificate: Path) -> ssl.SSLContext:
 
 
 @pytest.fixture
-async def client(certificate: Path) -> AsyncIterator[ResilientClient]:
+def services(certificate: Path, tmp_path: Path) -> Services:
     trusted = ssl.create_default_context(cafile=str(certificate))
-    breaker = ServiceBreaker("external_api", fail_max=100)
-    made = create_resilient_client("external_api", profile=QUICK, breaker=breaker, verify=trusted)
-    yield made
-    await made.aclose()
+    return Services(spool=tmp_path / "spool", profile=QUICK, certificates=trusted)
 
 
 @pytest.fixture
-def sources(client: ResilientClient, tmp_path: Path) -> Sources:
-    spool = tmp_path / "spool"
-    make_private(spool)
-    return Sources("intune", client, spool, FileRules())
+def sources(services: Services) -> Sources:
+    make_private(services.spool)
+    return Sources(services.download_client, services.spool, FileRules())
 
 
 def from_offset(stop_after: int | None = None, *, ranges: bool = True) -> Behaviour:
@@ -107,11 +116,11 @@ def and_hang(stop_after: int) -> Behaviour:
     return behave
 
 
-async def fetched(sources: Sources, server: Misbehaving, sha256: str = DIGEST) -> Path:
-    async with aclosing(sources.fetch(f"{server.url}/firefox.exe", sha256, "name")) as steps:
+async def fetched(sources: Sources, server: Misbehaving, sha256: str = DIGEST, *, name: str = "name") -> Path:
+    async with aclosing(sources.fetch(f"{server.url}/firefox.exe", sha256, name)) as steps:
         async for _ in steps:
             pass
-    return await sources.locate(f"{server.url}/firefox.exe", "name")
+    return await sources.locate(f"{server.url}/firefox.exe", name)
 
 
 async def test_a_download_is_stored_and_checked(sources: Sources, tls: ssl.SSLContext) -> None:
@@ -204,14 +213,65 @@ async def test_a_refusal_is_not_tried_for_ever(sources: Sources, tls: ssl.SSLCon
 async def test_a_certificate_that_is_not_trusted_is_no_passing_trouble(
     tmp_path: Path, tls: ssl.SSLContext
 ) -> None:
-    stranger = create_resilient_client("external_api", profile=QUICK, breaker=ServiceBreaker("external_api"))
-    sources = Sources("intune", stranger, tmp_path, FileRules())
+    stranger = Services(spool=tmp_path, profile=QUICK)
+    sources = Sources(stranger.download_client, tmp_path, FileRules())
     async with misbehaving(from_offset(), tls=tls) as server:
         with pytest.raises(PermanentError, match="certificate"):
             await fetched(sources, server)
-    await stranger.aclose()
 
     assert server.received == []
+
+
+async def test_a_dead_host_costs_attempts_says_which_it_is_and_holds_nobody_up(
+    make: Make, make_app: MakeApp, certificate: Path, tls: ssl.SSLContext
+) -> None:
+    intune = make(services={"certificates": ssl.create_default_context(cafile=str(certificate))})
+    app, living = make_app(), make_app()
+    app_id = await intune.publish(app)
+    dead = moved(app, f"https://user:pw@127.0.0.1:{unused_port()}/x.exe?sig=SECRET")
+    told: list[TransientError] = []
+    for _ in range(4):
+        with pytest.raises(TransientError) as raised:
+            await upload(intune, dead, app_id)
+        told.append(raised.value)
+
+    async with misbehaving(from_offset(), tls=tls) as server:
+        here = moved(living, f"{server.url}/firefox.exe", DIGEST)
+        steps = await upload(intune, here, await intune.publish(here))
+
+    assert steps
+    assert {(error.service, error.error_class) for error in told} == {("external_api", "transient")}
+    assert all("127.0.0.1" in error.detail for error in told)
+    assert not any(secret in error.detail for error in told for secret in ("SECRET", "pw", "user"))
+
+
+def moved(app: App, uri: str, sha256: str = DIGEST) -> App:
+    return replace(app, package=app.package.model_copy(update={"uri": uri, "sha256": sha256}))
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_a_host_that_never_answers_takes_no_turn_from_others(
+    services: Services, tls: ssl.SSLContext
+) -> None:
+    patient = replace(services, profile=RetryProfile(attempts=1, shortest=0.0, longest=0.0, total=60.0))
+    make_private(services.spool)
+    sources = Sources(patient.download_client, services.spool, FileRules())
+    async with misbehaving(hang, tls=tls) as silent, misbehaving(from_offset(), tls=tls) as server:
+        waiting = [asyncio.create_task(fetched(sources, silent, name=f"w{number}")) for number in range(30)]
+        await eventually(lambda: len(silent.received) >= 10, within=10)
+
+        async with asyncio.timeout(10):
+            path = await fetched(sources, server)
+
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert path.read_bytes() == BODY
 
 
 def test_the_sweep_takes_only_what_is_old_and_ours(tmp_path: Path) -> None:

@@ -100,9 +100,8 @@ class Intune:
         )
         blocks = replace(services.profile, attempt_timeout=BLOCK_TIMEOUT, total=2 * BLOCK_TIMEOUT)
         self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency, profile=blocks)
-        self._downloads = services.client("external_api")
         self._graph = Graph(self._http, services.correlation_id)
-        self._sources = Sources(SERVICE, self._downloads, services.spool, services.files)
+        self._sources = Sources(services.download_client, services.spool, services.files)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -110,7 +109,7 @@ class Intune:
             await client.aclose()
 
     def _clients(self) -> Sequence[ResilientClient]:
-        return self._http, self._storage, self._downloads, self._login
+        return self._http, self._storage, self._login
 
     async def check(self) -> Health:
         """Read one application: it takes the permission that everything else needs.
