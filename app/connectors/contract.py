@@ -202,7 +202,10 @@ class Connector(Protocol):
         ...
 
     async def remove(self, assignment: Assignment) -> str:
-        """Uninstall from a target, require ``previous_id`` there if given; the uninstall assignment's id."""
+        """Uninstall from a target; the uninstall assignment's id.
+
+        ``previous_id``, if given, is required there then, unless somebody offers it there already.
+        """
         ...
 
     async def unassign(self, assignment: Assignment) -> None:

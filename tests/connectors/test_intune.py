@@ -135,6 +135,60 @@ async def test_removal_uninstalls_and_puts_the_previous_version_back(
     assert (await intune.verify(Action.REMOVE, new, back)).holds
 
 
+@pytest.mark.parametrize("intent", ["available", "availableWithoutEnrollment", "required"])
+async def test_a_return_leaves_what_somebody_else_offers_of_the_previous_version(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox, intent: str
+) -> None:
+    app = make_app()
+    old_id, new_id = await published(intune, make_app(version="129.0")), await published(intune, app)
+    theirs = on_group(sandbox, old_id, intent)
+    back = assignment(new_id, sandbox.group(), action="remove", previous_id=old_id)
+
+    await intune.remove(back)
+
+    assert assignments(sandbox, old_id) == {theirs: intent}
+    assert list(assignments(sandbox, new_id).values()) == ["uninstall"]
+    assert (await intune.verify(Action.REMOVE, app, back)).holds
+
+
+async def test_a_return_ends_what_would_uninstall_the_previous_version(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
+    app = make_app()
+    old_id, new_id = await published(intune, make_app(version="129.0")), await published(intune, app)
+    on_group(sandbox, old_id, "uninstall")
+    back = assignment(new_id, sandbox.group(), action="remove", previous_id=old_id)
+    on_group(sandbox, new_id, "uninstall")
+    before = await intune.verify(Action.REMOVE, app, back)
+
+    await intune.remove(back)
+
+    assert not before.holds
+    assert list(assignments(sandbox, old_id).values()) == ["required"]
+    assert (await intune.verify(Action.REMOVE, app, back)).holds
+
+
+async def test_another_intent_for_our_application_gives_way(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
+    app = make_app()
+    app_id = await published(intune, app)
+    on_group(sandbox, app_id, "available")
+    given = assignment(app_id, sandbox.group())
+
+    await intune.assign(given)
+
+    assert list(assignments(sandbox, app_id).values()) == ["required"]
+    assert (await intune.verify(Action.ASSIGN, app, given)).holds
+
+
+def on_group(sandbox: Sandbox, app_id: str, intent: str) -> str:
+    """The assignment somebody else made to our ring's group."""
+    target = {"@odata.type": "#microsoft.graph.groupAssignmentTarget", "groupId": sandbox.group().ref}
+    body = {"intent": intent, "target": target}
+    return str(sandbox.as_neighbour("POST", f"{APPS}/{app_id}/assignments", body)["id"])
+
+
 async def test_a_removal_is_not_done_before_the_previous_version_is_back(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox
 ) -> None:

@@ -168,34 +168,54 @@ class Intune:
 
     async def assign(self, assignment: Assignment) -> str:
         """Require the application for the group; assignments of other groups are not touched."""
-        return await self._put_assignment(assignment, assignment.external_id, wire.REQUIRED)
+        return await self._put_assignment(assignment, wire.REQUIRED)
 
     async def remove(self, assignment: Assignment) -> str:
-        """Uninstall from the group, then require the previous application there if there is one."""
-        made = await self._put_assignment(assignment, assignment.external_id, wire.UNINSTALL)
+        """Uninstall from the group, then see to it that the previous application is to be had there."""
+        made = await self._put_assignment(assignment, wire.UNINSTALL)
         if assignment.previous_id is not None:
-            await self._put_assignment(assignment, assignment.previous_id, wire.REQUIRED)
+            await self._bring_back(assignment, assignment.previous_id)
         return made
 
     async def unassign(self, assignment: Assignment) -> None:
         """Delete the group's required or uninstall assignment of this application."""
         headers = effect_headers(assignment.key, assignment.correlation_id)
-        for found in await self._on_group(assignment.external_id, assignment.target, headers):
-            if found.get("intent") in OURS:
-                await self._graph.delete(
-                    f"{_assignments(assignment.external_id)}/{found['id']}", headers=headers
-                )
+        on_group = await self._on_group(assignment.external_id, assignment.target, headers)
+        ours = [found for found in on_group if found.get("intent") in OURS]
+        await self._take_away(assignment.external_id, ours, headers)
 
-    async def _put_assignment(self, assignment: Assignment, app_id: str, intent: str) -> str:
-        """One assignment per group: another intent is taken away first, as Intune ignores a second one."""
-        headers = effect_headers(assignment.key, assignment.correlation_id)
+    async def _put_assignment(self, assignment: Assignment, intent: str) -> str:
+        """The one assignment of our application to the group.
+
+        Another intent gives way, also one that somebody else put there: of two assignments for one target
+        Intune ignores the later, so beside theirs ours would change no device. The application was made for
+        the deployment, and who wants it offered otherwise can use a group that is no ring.
+        """
+        app_id, headers = assignment.external_id, effect_headers(assignment.key, assignment.correlation_id)
         existing = await self._on_group(app_id, assignment.target, headers)
         for found in existing:
             if found.get("intent") == intent:
                 return str(found["id"])
-        for found in existing:
-            await self._graph.delete(f"{_assignments(app_id)}/{found['id']}", headers=headers)
+        await self._take_away(app_id, existing, headers)
         return await self._create_assignment(app_id, assignment.target, intent, headers)
+
+    async def _bring_back(self, assignment: Assignment, previous_id: str) -> None:
+        """Require the previous application, which may be somebody else's, unless it is offered already.
+
+        Only an uninstall assignment is replaced, as it would fight the return. Any other of the group is
+        its owner's decision and stays: whoever made the application available there keeps it so, and a
+        second assignment would be ignored.
+        """
+        headers = effect_headers(assignment.key, assignment.correlation_id)
+        existing = await self._on_group(previous_id, assignment.target, headers)
+        fighting = [found for found in existing if found.get("intent") == wire.UNINSTALL]
+        await self._take_away(previous_id, fighting, headers)
+        if len(fighting) == len(existing):
+            await self._create_assignment(previous_id, assignment.target, wire.REQUIRED, headers)
+
+    async def _take_away(self, app_id: str, assignments: Sequence[Json], headers: Headers) -> None:
+        for found in assignments:
+            await self._graph.delete(f"{_assignments(app_id)}/{found['id']}", headers=headers)
 
     async def _create_assignment(self, app_id: str, target: Target, intent: str, headers: Headers) -> str:
         body = wire.assignment_body(target.ref, intent)
@@ -295,9 +315,13 @@ class Intune:
         made = next((str(found["id"]) for found in on_group if found.get("intent") == intent), None)
         holds = made is not None
         if holds and action is Action.REMOVE and assignment.previous_id is not None:
-            back = await self._with_intent(assignment.previous_id, assignment.target, wire.REQUIRED, headers)
-            holds = back is not None
+            holds = await self._is_back(assignment.target, assignment.previous_id, headers)
         return Verified(holds=holds, external_id=made)
+
+    async def _is_back(self, target: Target, previous_id: str, headers: Headers) -> bool:
+        """Whether ``_bring_back`` would change nothing."""
+        intents = [found.get("intent") for found in await self._on_group(previous_id, target, headers)]
+        return bool(intents) and wire.UNINSTALL not in intents
 
 
 def _assignments(app_id: str) -> str:
