@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import telemetry
 from app.api.body import MAX_BODY
 from app.api.problems import problem
+from app.api.streams import HEAD_ONLY
 from app.models import new_id
 
 log = telemetry.logger(__name__)
@@ -41,9 +42,13 @@ class Edge:
 
 
 class Exchange:
-    """One request and its response."""
+    """One request and its response. HEAD is served as GET, and what would be the body is dropped here."""
 
     def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self._method: str = scope["method"]
+        self._is_head = self._method == "HEAD"
+        if self._is_head:
+            scope = {**scope, "method": "GET", HEAD_ONLY: True}  # the server goes by its own: it stays HEAD
         self._app, self._scope = app, scope
         self._receive_raw, self._send_raw = receive, send
         self._received = self._status = 0
@@ -81,7 +86,7 @@ class Exchange:
                 await self._app(self._scope, self._receive, self._send)
         except Exception:
             # Nobody else catches what nobody foresaw; the answer lets the client tell us about it.
-            log.exception("request_failed", method=self._scope["method"], path=self._scope["path"])
+            log.exception("request_failed", method=self._method, path=self._scope["path"])
             if self._status:
                 raise
             answer = problem(
@@ -106,12 +111,14 @@ class Exchange:
             self._status = message["status"]
             own = (b"x-correlation-id", str(self._correlation_id).encode())
             message["headers"] = [*message.get("headers", ()), *HEADERS, own]
+        elif self._is_head:
+            message = {**message, "body": b""}
         await self._send_raw(message)
 
     def _log(self, seconds: float) -> None:
         telemetry.tell(
             "request",
-            method=self._scope["method"],
+            method=self._method,
             path=self._scope["path"],
             status=self._status,
             milliseconds=round(seconds * 1000, 1),

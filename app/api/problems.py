@@ -128,12 +128,13 @@ async def http_problem(request: Request, error: HTTPException) -> Response:
 
 def allowed_methods(request: Request) -> set[str]:
     """The methods of all routes at this path; the framework knows only those of the first that matched."""
-    return {
+    found = {
         method
         for route in iter_route_contexts(request.app.routes)
         if route.path and route.methods and compile_path(route.path)[0].match(request.scope["path"])
         for method in route.methods
     }
+    return found | {"HEAD"} if "GET" in found else found
 
 
 async def invalid_input(request: Request, error: RequestValidationError) -> Response:

@@ -20,6 +20,8 @@ from app.runtime import Runtime
 log = telemetry.logger(__name__)
 
 Render = Callable[[Event], bytes]
+HEAD_ONLY = "eucora.head_only"
+"""In the scope of a request whose client wants no body: one that never ends must not begin."""
 INTERVAL = 0.25
 HEARTBEAT = 15.0
 BATCH = 500
@@ -127,6 +129,10 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the history ends or the client goes."""
+        if HEAD_ONLY in scope:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body"})
+            return
         with self._watching as self._watcher:
             await super().__call__(scope, receive, send)
 

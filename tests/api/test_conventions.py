@@ -146,7 +146,7 @@ class TestProblems:
         response = await asker.delete("/deployments")
 
         problem(response, 405, "method_not_allowed")
-        assert response.headers["allow"] == "GET, POST"
+        assert response.headers["allow"] == "GET, HEAD, POST"
 
     @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b'{"app_name": NaN}', b"[" * 100_000])
     async def test_a_body_that_is_no_json(self, asker: httpx.AsyncClient, content: bytes) -> None:
