@@ -2,6 +2,7 @@
 """Intune against the sandbox, over a real socket."""
 
 import gc
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import uuid4
@@ -10,7 +11,7 @@ import pytest
 
 from app.connectors.contract import Action, App, DeviceReport, InstallState, Member
 from app.connectors.intune import MANIFEST, Intune
-from app.connectors.intune.wire import app_body
+from app.connectors.intune.wire import app_body, report_rows
 from app.resilience.errors import (
     PermanentError,
 )
@@ -254,9 +255,68 @@ async def test_each_state_of_a_device_is_told(intune: Intune, make_app: MakeApp,
 
     assert set(installing) == {InstallState.INSTALLED, InstallState.FAILED, InstallState.PENDING}
     assert {InstallState.NOT_INSTALLED, InstallState.REMOVE_FAILED} <= set(removing)
-    assert all(report.error_code for report in installing[InstallState.FAILED])
-    assert all(report.detail for report in installing[InstallState.FAILED])
+    failed = [*installing[InstallState.FAILED], *removing[InstallState.REMOVE_FAILED]]
+    assert all(re.fullmatch("0x[0-9A-F]{8}", report.error_code or "") for report in failed)
+    assert {report.detail for report in failed} == {
+        "The application was not detected after installation completed successfully",
+        "The application was still detected after uninstallation",
+    }
     assert not any(report.error_code for report in installing[InstallState.INSTALLED])
+
+
+@pytest.mark.parametrize(
+    ("told", "detail", "error_code"),
+    [
+        (
+            {"AppInstallStateDetails": 7, "AppInstallStateDetails_loc": "Not detected"},
+            "Not detected",
+            "0x87D1041C",
+        ),
+        (
+            {"AppInstallStateDetails": "7", "AppInstallStateDetails_loc": "Not detected"},
+            "Not detected",
+            "0x87D1041C",
+        ),
+        ({"AppInstallStateDetails": "Not detected"}, "Not detected", "0x87D1041C"),
+        ({"AppInstallStateDetails": 0, "AppInstallStateDetails_loc": ""}, "Failed", "0x87D1041C"),
+        ({"AppInstallStateDetails": 0, "HexErrorCode": ""}, "Failed", "0x87D1041C"),
+        ({"AppInstallStateDetails": 0, "HexErrorCode": "0x0", "ErrorCode": 1603}, "Failed", "0x00000643"),
+        ({"AppInstallStateDetails": 0, "HexErrorCode": None, "ErrorCode": 0}, "Failed", None),
+    ],
+    ids=[
+        "beside a number",
+        "beside a number as text",
+        "in the place of the number",
+        "only the state",
+        "only the signed code",
+        "no hexadecimal code",
+        "no code",
+    ],
+)
+def test_a_failure_is_told_in_words_and_with_its_code_in_whatever_columns_they_come(
+    told: dict[str, object], detail: str, error_code: str | None
+) -> None:
+    row: dict[str, object] = {
+        "DeviceId": "1",
+        "AppInstallState": "2",
+        "AppInstallState_loc": "Failed",
+        "HexErrorCode": "0x87D1041C",
+        "ErrorCode": 0x87D1041C - 2**32,
+    } | told
+    page = {"Schema": [{"Column": name} for name in row], "Values": [list(row.values())]}
+
+    [report] = report_rows(page)
+
+    assert (report.state, report.detail, report.error_code) == (InstallState.FAILED, detail, error_code)
+
+
+def test_a_device_without_trouble_has_no_detail_and_no_code() -> None:
+    row = {"DeviceId": "1", "AppInstallState_loc": "Installed", "AppInstallStateDetails": 0, "ErrorCode": 0}
+    page = {"Schema": [{"Column": name} for name in row], "Values": [list(row.values())]}
+
+    [report] = report_rows(page)
+
+    assert (report.state, report.detail, report.error_code) == (InstallState.INSTALLED, None, None)
 
 
 async def states(intune: Intune, app_id: str) -> dict[InstallState, list[DeviceReport]]:

@@ -48,8 +48,11 @@ REPORT_COLUMNS = (
     "AppInstallStateDetails",
     "InstallState",
     "InstallStateDetail",
+    "ErrorCode",
     "HexErrorCode",
 )
+NO_ERROR = (None, "", "0x0", "0x00000000")
+FAILURES = (InstallState.FAILED, InstallState.REMOVE_FAILED)
 STATES = {
     "installed": InstallState.INSTALLED,
     "failed": InstallState.FAILED,
@@ -276,22 +279,37 @@ def report_rows(report: Json) -> list[DeviceReport]:
 
 
 def _device_report(row: Json) -> DeviceReport:
-    code = row.get("HexErrorCode")
+    state = _state(row)
+    words = _words(row, "AppInstallStateDetails", "InstallStateDetail")
     return DeviceReport(
         device_id=str(row["DeviceId"]),
         name=str(row.get("DeviceName") or row["DeviceId"]),
-        state=_state(row),
-        detail=_first_text(row, "AppInstallStateDetails", "AppInstallStateDetails_loc", "InstallStateDetail"),
-        error_code=code if code not in {None, "", "0x0", "0x00000000"} else None,
+        state=state,
+        detail=words or (_state_words(row) if state in FAILURES else None),
+        error_code=_error_code(row),
         version=row.get("AppVersion") or None,
     )
 
 
 def _state(row: Json) -> InstallState:
-    """By the text columns: what the numbers of ``AppInstallState`` mean is not documented."""
-    text = _first_text(row, "AppInstallState", "AppInstallState_loc", "InstallState") or ""
-    return STATES.get("".join(text.lower().split()), InstallState.UNKNOWN)
+    """By the words: what the numbers of ``AppInstallState`` mean is not documented."""
+    return STATES.get("".join((_state_words(row) or "").lower().split()), InstallState.UNKNOWN)
 
 
-def _first_text(row: Json, *columns: str) -> str | None:
-    return next((value for column in columns if isinstance(value := row.get(column), str) and value), None)
+def _state_words(row: Json) -> str | None:
+    return _words(row, "AppInstallState", "InstallState")
+
+
+def _words(row: Json, *columns: str) -> str | None:
+    """The first text for people. A column may hold a number, also as text; the words are in its twin then."""
+    twins = (row.get(name) for column in columns for name in (f"{column}_loc", column))
+    texts = (value for value in twins if isinstance(value, str) and value.strip())
+    return next((text for text in texts if not text.strip().lstrip("-").isdecimal()), None)
+
+
+def _error_code(row: Json) -> str | None:
+    """As Windows writes it, in eight hexadecimal digits; from the signed number where the text is missing."""
+    code, number = row.get("HexErrorCode"), row.get("ErrorCode")
+    if code not in NO_ERROR:
+        return str(code)
+    return f"0x{number & 0xFFFFFFFF:08X}" if isinstance(number, int) and number else None
