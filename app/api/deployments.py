@@ -130,10 +130,10 @@ async def list_deployments(
 ) -> Response:
     """All deployments with their lanes; the filters narrow together."""
     filters = Filters(status, app_name, target_ring, plane, correlation_id, created_after)
-    before = NEWEST.decode(page.cursor)
+    before = NEWEST.decode(page)
     rows, following = await deployments.page(session, filters, before=before, limit=page.limit)
     items = [DeploymentRead.model_validate(row) for row in rows]
-    return as_json(DeploymentPage(items=items, next_cursor=NEWEST.encode(following)))
+    return as_json(DeploymentPage(items=items, next_cursor=NEWEST.encode(following, page)))
 
 
 @router.get("/{deployment_id}", response_model=DeploymentRead, summary="Read a deployment with its lanes")

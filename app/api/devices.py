@@ -56,8 +56,8 @@ async def list_devices(
 ) -> Response:
     """The devices of all lanes, ring by ring; the filters narrow together."""
     await deployments.exists(session, deployment_id)
-    after = BY_LANE.decode(page.cursor)
+    after = BY_LANE.decode(page)
     narrow = {"ring": ring, "plane": plane, "state": state}
     rows, following = await devices.page(session, deployment_id, after=after, limit=page.limit, **narrow)
     items = [DeviceRead.model_validate(row) for row in rows]
-    return as_json(DevicePage(items=items, next_cursor=BY_LANE.encode(following)))
+    return as_json(DevicePage(items=items, next_cursor=BY_LANE.encode(following, page)))

@@ -51,7 +51,7 @@ class EffectPage(Page[EffectRead]):
 async def list_effects(deployment_id: DeploymentId, session: SessionDep, page: PageDep) -> Response:
     """Every change asked of a plane, in the order in which it was written down."""
     await deployments.exists(session, deployment_id)
-    after = PLANNED.decode(page.cursor)
+    after = PLANNED.decode(page)
     rows, following = await effects.page(session, deployment_id, after=after, limit=page.limit)
     items = [EffectRead.model_validate(row) for row in rows]
-    return as_json(EffectPage(items=items, next_cursor=PLANNED.encode(following)))
+    return as_json(EffectPage(items=items, next_cursor=PLANNED.encode(following, page)))

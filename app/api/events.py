@@ -76,11 +76,11 @@ async def list_events(
     if wants_stream(accept):
         begin = after if last_event_id is None else last_event_id
         return EventStream(service.streams, deployment_id, begin, render)
-    begin = max(after, BY_SEQUENCE.decode(page.cursor) or 0)
+    begin = max(after, BY_SEQUENCE.decode(page) or 0)
     rows = await events.page(session, deployment_id, after=begin, limit=page.limit + 1)
     items = [EventRead.model_validate(row) for row in rows[: page.limit]]
     following = items[-1].sequence if len(rows) > page.limit else None
-    return as_json(EventPage(items=items, next_cursor=BY_SEQUENCE.encode(following)))
+    return as_json(EventPage(items=items, next_cursor=BY_SEQUENCE.encode(following, page)))
 
 
 def wants_stream(accept: str | None) -> bool:

@@ -93,7 +93,7 @@ async def list_operations(
     found = await operations.find(
         session,
         limit=page.limit + 1,
-        before=NEWEST.decode(page.cursor),
+        before=NEWEST.decode(page),
         kind=kind,
         status=status,
         subject_type=subject_type,
@@ -101,7 +101,7 @@ async def list_operations(
         deployment_id=deployment_id,
     )
     shown, more = found[: page.limit], len(found) > page.limit
-    following = NEWEST.encode((shown[-1].created_at, shown[-1].id)) if more else None
+    following = NEWEST.encode((shown[-1].created_at, shown[-1].id), page) if more else None
     return as_json(OperationPage(items=[OperationRead.of(row) for row in shown], next_cursor=following))
 
 

@@ -2,6 +2,7 @@
 """Lists: an opaque cursor that holds the key of the last item seen, and the envelope of a page."""
 
 import base64
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Generic, TypeVar
@@ -9,18 +10,25 @@ from uuid import UUID
 
 from fastapi import Depends, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter
+from starlette.requests import Request
 
 from app.errors import FieldError, Invalid
 
 MAX_LIMIT = 200
 MAX_CURSOR = 1000
+LISTING = 12
+"""Digits of a digest that tell lists apart; a cursor is no secret and grants nothing."""
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
 Cursor = Annotated[
     str | None,
-    Query(max_length=MAX_CURSOR, description="`next_cursor` of the page before; opaque.", examples=["WyIx…"]),
+    Query(
+        max_length=MAX_CURSOR,
+        description="`next_cursor` of the page before, asked for with the same filters; opaque.",
+        examples=["WyIx…"],
+    ),
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="At most so many items.")]
 
@@ -36,15 +44,22 @@ class Page(BaseModel, Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """What a client asks of a list."""
+    """What a client asks of a list; ``listing`` stands for the list and its filters."""
 
     limit: int
     cursor: str | None
+    listing: str
 
 
-async def page_request(limit: Limit = 50, cursor: Cursor = None) -> PageRequest:
+async def page_request(request: Request, limit: Limit = 50, cursor: Cursor = None) -> PageRequest:
     """``limit`` and ``cursor``, the same for every list."""
-    return PageRequest(limit, cursor)
+    return PageRequest(limit, cursor, _listing(request))
+
+
+def _listing(request: Request) -> str:
+    given = request.query_params.multi_items()
+    filters = sorted(item for item in given if item[0] not in {"limit", "cursor"})
+    return hashlib.sha256(f"{request.url.path}\n{filters}".encode()).hexdigest()[:LISTING]
 
 
 PageDep = Annotated[PageRequest, Depends(page_request)]
@@ -75,26 +90,31 @@ class CursorKey(Generic[Key]):
     """How the key of one list goes into a cursor and back; ``kind`` is the type of the key."""
 
     def __init__(self, kind: Any) -> None:
-        self._adapter: TypeAdapter[Key] = TypeAdapter(kind)
+        self._adapter: TypeAdapter[tuple[str, Key]] = TypeAdapter(tuple[str, kind])
 
-    def encode(self, key: Key | None) -> str | None:
-        """The cursor for the page after ``key``; None where there is none."""
+    def encode(self, key: Key | None, page: PageRequest) -> str | None:
+        """The cursor for the page after ``key``, which ends ``page``; None where there is none."""
         if key is None:
             return None
-        return base64.urlsafe_b64encode(self._adapter.dump_json(key)).decode().rstrip("=")
+        return base64.urlsafe_b64encode(self._adapter.dump_json((page.listing, key))).decode().rstrip("=")
 
-    def decode(self, cursor: str | None) -> Key | None:
-        """The key in ``cursor``; None for the first page.
+    def decode(self, page: PageRequest) -> Key | None:
+        """The key in the cursor of ``page``; None for the first page.
 
         Raises:
-            Invalid: nobody here wrote this cursor.
+            Invalid: nobody wrote this cursor for this list with these filters.
         """
-        if cursor is None:
+        if page.cursor is None:
             return None
         try:
-            text = base64.b64decode(cursor.encode("ascii") + b"==", altchars=b"-_", validate=True)
-            return self._adapter.validate_json(text)
+            padded = page.cursor + "=" * (-len(page.cursor) % 4)  # one too many is refused, too
+            text = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True)
+            listing, key = self._adapter.validate_json(text)
         except ValueError as error:  # also what base64, the encoding and Pydantic raise
-            raise Invalid(
-                "this cursor is not one of ours", FieldError("/query/cursor", "is no cursor")
-            ) from error
+            raise Invalid(NO_CURSOR.detail, NO_CURSOR) from error
+        if listing != page.listing:
+            raise Invalid(NO_CURSOR.detail, NO_CURSOR)
+        return key
+
+
+NO_CURSOR = FieldError("/query/cursor", "this is no cursor of this list with these filters")

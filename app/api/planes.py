@@ -71,12 +71,12 @@ class PlanePage(Page[PlaneRead]):
 @requires(Permission.READ)
 async def list_planes(runtime: RuntimeDep, page: PageDep) -> Response:
     """Every plane this product knows by name, configured or not."""
-    known, after = list(Plane), IN_ORDER.decode(page.cursor)
+    known, after = list(Plane), IN_ORDER.decode(page)
     rest = known[known.index(after) + 1 :] if after else known
     shown = rest[: page.limit]
     following = shown[-1] if len(rest) > page.limit else None
     items = [PlaneRead.of(plane, runtime) for plane in shown]
-    return as_json(PlanePage(items=items, next_cursor=IN_ORDER.encode(following)))
+    return as_json(PlanePage(items=items, next_cursor=IN_ORDER.encode(following, page)))
 
 
 @router.get("/{plane}", response_model=PlaneRead, summary="Read a plane")

@@ -57,9 +57,9 @@ class TargetPage(Page[TargetRead]):
 @requires(Permission.READ)
 async def list_targets(session: SessionDep, page: PageDep) -> Response:
     """Every target that is set, by plane and ring."""
-    rows, following = await targets.page(session, after=BY_LANE.decode(page.cursor), limit=page.limit)
+    rows, following = await targets.page(session, after=BY_LANE.decode(page), limit=page.limit)
     items = [TargetRead.model_validate(row) for row in rows]
-    return as_json(TargetPage(items=items, next_cursor=BY_LANE.encode(following)))
+    return as_json(TargetPage(items=items, next_cursor=BY_LANE.encode(following, page)))
 
 
 @router.get("/{plane}/{ring}", response_model=TargetRead, summary="Read a target")

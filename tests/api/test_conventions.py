@@ -305,6 +305,36 @@ class TestPages:
     ) -> None:
         assert pointers(await asker.get(path, params={"cursor": cursor})) == ["/query/cursor"]
 
+    async def test_a_cursor_goes_on_in_its_own_list_with_its_own_filters_only(
+        self, client: httpx.AsyncClient, submit: Callable[..., Awaitable[dict[str, str]]]
+    ) -> None:
+        for number in range(2):
+            await submit(app_name=f"App {number}")
+
+        async def cursor_of(path: str, **filters: str) -> str:
+            answer = await client.get(path, params={"limit": "1", **filters})
+            return str(answer.json()["next_cursor"])
+
+        async def status(path: str, cursor: str, **filters: str) -> int:
+            response = await client.get(path, params={**filters, "cursor": cursor})
+            if response.status_code != 200:
+                assert pointers(response) == ["/query/cursor"]
+            return response.status_code
+
+        everything, filtered = (
+            await cursor_of("/deployments"),
+            await cursor_of("/deployments", plane="intune"),
+        )
+        assert await status("/deployments", everything) == 200
+        assert await status("/deployments", filtered, plane="intune", limit="7") == 200
+        assert await status("/operations", everything) == 422
+        assert await status("/deployments", await cursor_of("/operations")) == 422
+        assert await status("/deployments", everything, plane="intune") == 422
+        assert await status("/deployments", filtered) == 422
+        assert await status("/deployments", filtered, plane="jamf") == 422
+        assert await status("/planes", await cursor_of("/targets")) == 422
+        assert await status("/deployments/", everything) == 200
+
     @pytest.mark.parametrize("limit", ["0", "201", "-1", "many", ""])
     async def test_a_limit_outside_its_bounds_is_refused(self, asker: httpx.AsyncClient, limit: str) -> None:
         assert pointers(await asker.get("/operations", params={"limit": limit})) == ["/query/limit"]
