@@ -53,11 +53,10 @@ class FileRules:
             PolicyError: it lies outside of the allowed folders.
             PermanentError: no such file.
         """
-        parts = urlsplit(uri)
-        if parts.netloc not in {"", "localhost"}:
-            raise PermanentError(f"{uri} names another machine", service=PACKAGE_SOURCE)
+        if _machine(uri) not in {"", "localhost"}:
+            raise PermanentError(f"{redacted(uri)} names another machine", service=PACKAGE_SOURCE)
         try:
-            path = Path(url2pathname(parts.path)).resolve(strict=True)
+            path = Path(url2pathname(urlsplit(uri).path)).resolve(strict=True)
             is_file = stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
         except (OSError, RuntimeError, ValueError) as error:
             raise self._refusal(uri) if not self._is_open() else _no_file(uri) from error
@@ -76,11 +75,32 @@ class FileRules:
         return any(path.is_relative_to(root.resolve()) for root in self.allowed_roots)
 
     def _refusal(self, uri: str) -> PolicyError:
-        return PolicyError(f"{uri} is not a file below EUCORA_PACKAGE_ROOTS", service=PACKAGE_SOURCE)
+        return PolicyError(
+            f"{redacted(uri)} is not a file below EUCORA_PACKAGE_ROOTS", service=PACKAGE_SOURCE
+        )
+
+
+def _machine(uri: str) -> str:
+    try:
+        return urlsplit(uri).netloc
+    except ValueError as error:
+        raise _no_address(uri) from error
+
+
+def _check_address(uri: str) -> None:
+    """What the client below would not tell from a mistake of its own."""
+    try:
+        httpx.URL(uri).raw_host.decode("ascii").encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise _no_address(uri) from error
+
+
+def _no_address(uri: str) -> PermanentError:
+    return PermanentError(f"{redacted(uri)} is not an address that can be used", service=PACKAGE_SOURCE)
 
 
 def _no_file(uri: str) -> PermanentError:
-    return PermanentError(f"{uri} is not a file", service=PACKAGE_SOURCE)
+    return PermanentError(f"{redacted(uri)} is not a file", service=PACKAGE_SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +152,13 @@ class Sources:
             if not uri.startswith("file:"):
                 path.unlink(missing_ok=True)
             raise PermanentError(
-                f"the SHA-256 of {uri} is {digest.hexdigest()}, not the promised one", service=PACKAGE_SOURCE
+                f"the SHA-256 of {redacted(uri)} is {digest.hexdigest()}, not the promised one",
+                service=PACKAGE_SOURCE,
             )
 
     async def _download(self, uri: str, path: Path) -> AsyncGenerator[int, None]:
         """Into ``path``, by a client of its own; an error's detail says where from."""
+        _check_address(uri)
         try:
             async with aclosing(self._connect()) as http, aclosing(_whole(http, uri, path)) as steps:
                 async for size in steps:

@@ -117,7 +117,8 @@ def _local(error: Exception, service: str) -> CallError:
     if isinstance(error, httpx.DecodingError):
         return PermanentError(f"{service} sent a body that cannot be decoded", service=service)
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return PermanentError(f"the address of {service} cannot be used: {error}", service=service)
+        # the text repeats the address, which may hold a password or a signature
+        return PermanentError(f"the address of {service} cannot be used ({_name(error)})", service=service)
     return Unexpected(f"unexpected {_name(error)} while calling {service}", service=service)
 
 

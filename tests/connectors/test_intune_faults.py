@@ -239,6 +239,26 @@ async def test_no_secret_stands_in_a_log_a_checkpoint_or_a_repr(
         assert not [text for text in texts if secret in text], secret
 
 
+async def test_a_storage_address_that_cannot_be_used_is_not_told(
+    intune: Intune, make_app: MakeApp, sandbox: Sandbox
+) -> None:
+    app = make_app()
+    app_id = await intune.publish(app)
+    file = {
+        "id": "1",
+        "uploadState": "azureStorageUriRequestSuccess",
+        "azureStorageUri": "https://user:pw@host:99999/x?sig=SECRET",
+    }
+    sandbox.faults(
+        {"method": "GET", "path": f"{APPS}/*/files/*", "status": 200, "body": json.dumps(file)},
+    )
+
+    with pytest.raises(PermanentError, match="address") as raised:
+        await upload(intune, app, app_id)
+
+    assert not [secret for secret in ("SECRET", "pw", "99999") if secret in raised.value.detail]
+
+
 def secrets_of(connector: Intune, sandbox: Sandbox) -> list[str]:
     """The client secret, the token, every signature of a storage address, and every key of content."""
     held = connector._http._token_source

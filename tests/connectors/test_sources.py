@@ -23,7 +23,7 @@ from app.connectors.contract import App
 from app.connectors.services import Services
 from app.connectors.sources import FileRules, Sources, make_private, sweep
 from app.resilience import RetryProfile
-from app.resilience.errors import NotThere, PermanentError, TransientError
+from app.resilience.errors import CallError, NotThere, PermanentError, PolicyError, TransientError
 from tests.connectors.conftest import Make, MakeApp, upload
 from tests.resilience.misbehaving import (
     HANG,
@@ -253,6 +253,65 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("uri", "told", "kind"),
+    [
+        ("https://user:pw@host.invalid/x.exe?sig=SECRET", "https://host.invalid/x.exe", TransientError),
+        ("https://user:pw@host.invalid/x.exe#SECRET", "https://host.invalid/x.exe", TransientError),
+        ("https://user:pw@host:99999/x.exe?sig=SECRET", "https:…", PermanentError),
+        ("https://user:p/w@host/x.exe?sig=SECRET", "https:…", PermanentError),
+        ("https://user:pw@[::1/x.exe?sig=SECRET", "https:…", PermanentError),
+        ("https://user:pw@/x.exe?sig=SECRET", "https:///x.exe", PermanentError),
+        ("https://user:pw@a..b/x.exe?sig=SECRET", "https://a..b/x.exe", PermanentError),
+        ("https://user:pw@999.1.1.1/x.exe?sig=SECRET", "https://999.1.1.1/x.exe", PermanentError),
+        ("file:///x?sig=SECRET", "file:///x", PolicyError),
+        ("file://user:pw@host/x?sig=SECRET", "file://host/x", PermanentError),
+        ("file://[/x?sig=SECRET", "file:…", PermanentError),
+    ],
+)
+async def test_no_error_tells_a_uris_query_user_or_password(
+    sources: Sources, uri: str, told: str, kind: type[CallError]
+) -> None:
+    with pytest.raises(kind) as raised:
+        async with aclosing(sources.fetch(uri, DIGEST, "name")) as steps:
+            _ = [size async for size in steps]
+
+    assert told in raised.value.detail
+    assert raised.value.service == "external_api"
+    assert not [secret for secret in ("SECRET", "user", "pw", "p/w") if secret in raised.value.detail]
+
+
+async def test_neither_a_missing_file_nor_a_wrong_hash_tells_the_query(
+    services: Services, tmp_path: Path, tls: ssl.SSLContext
+) -> None:
+    make_private(services.spool)
+    sources = Sources(services.download_client, services.spool, FileRules(allow_any_file=True))
+    (tmp_path / "x.exe").write_bytes(BODY)
+    details = []
+    async with misbehaving(from_offset(), tls=tls) as server:
+        for uri in (
+            f"file://{tmp_path}/nothing?sig=SECRET",
+            f"file://{tmp_path}/x.exe?sig=SECRET",
+            f"{server.url.replace('//', '//user:pw@')}/x.exe?sig=SECRET",
+        ):
+            with pytest.raises(PermanentError) as raised:
+                _ = [size async for size in sources.fetch(uri, "0" * 64, "name")]
+            details.append(raised.value.detail)
+
+    assert [detail.count("x.exe") for detail in details] == [0, 1, 1]
+    assert not [detail for detail in details if "SECRET" in detail or "pw" in detail]
+
+
+async def test_a_refusal_does_not_repeat_what_the_host_says_of_the_address(
+    sources: Sources, tls: ssl.SSLContext
+) -> None:
+    async with misbehaving(answer(403, b"no /x?token-id=SECRET for user:pw"), tls=tls) as server:
+        with pytest.raises(PolicyError) as raised:
+            await fetched(sources, server)
+
+    assert raised.value.detail == f"{server.url}/firefox.exe: external_api answered 403: Told"
 
 
 async def test_a_host_that_never_answers_takes_no_turn_from_others(
