@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process tells about itself: JSON log lines with their correlation id, traces and metrics."""
 
-import json
 import logging
 import re
 import secrets
@@ -16,6 +15,7 @@ from uuid import UUID
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic_core import to_json
 from structlog.typing import Processor
 
 SECRET_KEY = re.compile(
@@ -127,7 +127,7 @@ class Lines(logging.StreamHandler[TextIO]):
         if logging.getLogger().isEnabledFor(logging.INFO):
             at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
             line = {"event": event, **facts, "level": "info", "timestamp": at, "process": self.process}
-            self.stream.write(json.dumps(with_context(None, "", line)) + "\n")
+            self.stream.write(to_json(with_context(None, "", line), ensure_ascii=True).decode() + "\n")
             self.flush()
 
 

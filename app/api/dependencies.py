@@ -15,6 +15,7 @@ from app import security, telemetry
 from app.api.cache import Recent
 from app.api.schema import Command
 from app.api.streams import EventStreams
+from app.api.submissions import Submissions
 from app.connectors.contract import Plane
 from app.domain import accounts, idempotency, targets
 from app.domain.accounts import Actor
@@ -37,6 +38,7 @@ class Service:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.streams = EventStreams(runtime)
+        self.submissions = Submissions(runtime)
         self.manifests = {plane: connector.manifest for plane, connector in runtime.connectors.items()}
         self.actors: Recent[bytes, Actor] = Recent(self._read_actor)
         self.targets: Recent[None, Targets] = Recent(self._read_targets)

@@ -157,10 +157,9 @@ async def accept(service: Service, call: Call, plan: Plan) -> Response:
         raise IdempotencyKeyRequired("this call must carry an Idempotency-Key")
     now = service.runtime.clock()
     answer = accepted(plan, call.actor.name, now)
-    async with service.runtime.driver() as connection:
-        earlier = await intents.accept(
-            connection, plan, actor=call.actor.name, request=call.key, answer=answer, now=now
-        )
+    earlier = await service.submissions.accept(
+        plan, actor=call.actor.name, request=call.key, answer=answer, now=now
+    )
     if earlier is not None:
         return replay(earlier)
     service.runtime.doorbell.ring()

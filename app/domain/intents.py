@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deployment intents: what is asked for, what it means here, and the one statement that accepts it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -205,6 +205,7 @@ def planned_lanes(
         yield PlannedLane(new_id(), ring, plane, known.target, new_id() if first else None)
 
 
+Row = tuple[object, ...]
 ACCEPT = """
 WITH kept AS (
     INSERT INTO idempotency_keys (caller, key, digest, status, headers, body, created_at)
@@ -265,7 +266,9 @@ async def accept(
         IdempotencyKeyReused: the key came with another body before.
     """
     try:
-        stored = await connection.fetchval(ACCEPT, *_parameters(plan, actor, request, answer, now))
+        stored = await connection.fetchval(
+            ACCEPT, *row(plan, actor=actor, request=request, answer=answer, now=now)
+        )
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != "uq_deployment_planes_one_active":
             raise
@@ -273,9 +276,17 @@ async def accept(
     return None if stored else await idempotency.find_by_driver(connection, request)
 
 
-def _parameters(
-    plan: Plan, actor: str, request: RequestKey, answer: StoredAnswer, now: datetime
-) -> tuple[object, ...]:
+async def accept_together(connection: asyncpg.Connection, rows: Sequence[Row]) -> list[bool]:
+    """Store several ``row``s in one transaction: all or, if one of them breaks a rule, none.
+
+    ``connection`` is as in ``accept``. Tells for each whether it was stored; it was not if its request was
+    stored before.
+    """
+    return [bool(found[0]) for found in await connection.fetchmany(ACCEPT, rows)]
+
+
+def row(plan: Plan, *, actor: str, request: RequestKey, answer: StoredAnswer, now: datetime) -> Row:
+    """The parameters of ``ACCEPT``."""
     intent, kind = plan.intent, KINDS[OperationKind.DEPLOY_TO_CONNECTOR]
     planes = [plane.value for plane in intent.packages]
     packages = [package.model_dump_json() for package in intent.packages.values()]
