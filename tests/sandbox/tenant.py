@@ -246,3 +246,21 @@ def put_list(uri: str, names: list[str]) -> httpx.Response:
     listed = "".join(f"<Latest>{name}</Latest>" for name in names)
     body = f'<?xml version="1.0" encoding="utf-8"?><BlockList>{listed}</BlockList>'
     return STORAGE.put(f"{uri}&comp=blocklist", content=body)
+
+
+SETTLED = 4.0  # seconds; the slowest device checks in after 3
+
+
+def assign_all(tenant: Tenant, app_id: str, *wanted: dict[str, Any]) -> int:
+    return tenant.graph.post(
+        f"{APPS}/{app_id}/assign", json={"mobileAppAssignments": list(wanted)}
+    ).status_code
+
+
+def devices(tenant: Tenant, app_id: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = tenant.control("devices", app=app_id)["items"]
+    return items
+
+
+def plan(tenant: Tenant, **ring: object) -> None:
+    tenant.control("fleet", {"rings": {"CANARY": ring}})
