@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Connector
+from app.connectors.sources import PACKAGE_SOURCE
 from app.domain import devices, effects, lanes, rollback
 from app.domain.effects import Planned
 from app.domain.lanes import Push
@@ -40,7 +41,8 @@ async def deploy_to_connector(job: Job) -> Outcome:
     except Unsettled:
         raise
     except Deferral as error:
-        await wait_for_plane(job, lane_id, error)
+        if error.service != PACKAGE_SOURCE:  # the plane is well when only the package is out of reach
+            await wait_for_plane(job, lane_id, error)
         raise
 
 

@@ -197,9 +197,10 @@ async def past_deadline(session: AsyncSession, operation: Operation) -> bool:
 
 
 def unavailable(failure: Failure) -> Failure:
-    """What a deferral becomes when the deadline passes."""
+    """What a deferral becomes when the deadline passes: ``plane_unavailable``, or its own code elsewhere."""
     message = f"the deadline passed while waiting: {failure.message}"
-    return Failure(failure.error_class, "plane_unavailable", message, failure.service)
+    code = failure.code if failure.service == "external_api" else "plane_unavailable"
+    return Failure(failure.error_class, code, message, failure.service)
 
 
 async def lock(session: AsyncSession, operation_id: UUID, *, version: int | None = None) -> Operation:
