@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 
-from app.domain.operations import OperationKind
+from app.domain.operations import KINDS, OperationKind
 from app.runtime import open_runtime
 from app.settings import Settings, WorkerSettings
+from tests.wire import Wire, wired
 from tests.workers.jobs import JOBS
 from workers import main
 from workers.main import work
@@ -14,12 +15,19 @@ def test_every_kind_has_a_job_and_every_job_a_kind() -> None:
     assert {kind.value for kind in main.JOBS} == {job.__name__ for job in main.JOBS.values()}
 
 
+MOMENTS = range(1, 61)
+
+
 async def test_a_worker_ends_at_whatever_moment_it_is_stopped(settings: Settings) -> None:
+    """Each time one message to a server further on: while it connects, logs in, listens, polls."""
     settings = settings.model_copy(update={"worker": WorkerSettings(completion_wait=0.1)})
-    for moment in range(40):
-        stop = asyncio.Event()
-        async with open_runtime(settings, process="worker") as runtime:
-            working = asyncio.create_task(work(runtime, JOBS, stop))
-            await asyncio.sleep(moment / 400)  # what varies: connecting, listening, polling
-            stop.set()
+    for moment in MOMENTS:
+        wire = Wire(moment)
+        async with wired(settings, wire) as through, open_runtime(through, process="worker") as runtime:
+            working = asyncio.create_task(work(runtime, JOBS, wire.reached))
+            await asyncio.wait_for(wire.reached.wait(), 5)
             await asyncio.wait_for(working, 5)
+
+    sent = b"".join(wire.sent[: MOMENTS[-1]])
+    assert b"LISTEN" in sent
+    assert sent.count(b"ZRANGEBYSCORE") >= len({KINDS[kind].queue for kind in JOBS})
