@@ -15,8 +15,8 @@ from app.runtime import Runtime
 LANES = 4
 """Transactions at a time: while one waits for the disk or for a lock, the others go on."""
 
-MOST = 32
-"""Submissions in one transaction; more would make the first of them wait for the last."""
+MOST = 8
+"""Submissions in one transaction. With more the process idles until a batch is back, then has all to answer."""
 
 
 class Submissions:
