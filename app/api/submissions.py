@@ -16,7 +16,7 @@ LANES = 4
 """Transactions at a time: while one waits for the disk or for a lock, the others go on."""
 
 MOST = 8
-"""Submissions in one transaction. With more the process idles until a batch is back, then has all to answer."""
+"""Submissions in one transaction. With more the process idles while it waits, then has all to answer."""
 
 
 class Submissions:
