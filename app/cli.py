@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from setproctitle import setproctitle
 
 from app.errors import ControlPlaneError
-from app.settings import Settings, describe_errors
+from app.settings import Settings, describe_errors, unknown_variables
 
 EXIT_CODES = """Exit codes: 0 it was done · 1 it failed, or a check did (the reason is on standard error) ·
 2 the command or a setting is wrong · 130 interrupted."""
@@ -82,6 +82,8 @@ def up(
     from app import supervisor
 
     setproctitle("eucora up")
+    for variable in unknown_variables():
+        typer.echo(f"eucora: unknown variable {variable}: it changes nothing", err=True)
     plan = supervisor.Plan(
         settings=settings_of(data_dir), port=port, workers=workers, sandbox_port=sandbox_port
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -22,9 +22,12 @@ def database_url(settings: Settings) -> URL:
     """
     if settings.database_url is None:
         raise Invalid("EUCORA_DATABASE_URL is not set")
-    url = make_url(settings.database_url.get_secret_value())
-    if url.get_backend_name() != "postgresql":
-        raise Invalid("EUCORA_DATABASE_URL must be a postgresql:// URL")
+    try:
+        url = make_url(settings.database_url.get_secret_value())
+    except (ArgumentError, ValueError):  # without the text: it may hold a password
+        url = None
+    if url is None or url.get_backend_name() != "postgresql":
+        raise Invalid("EUCORA_DATABASE_URL must be a URL such as postgresql://user:password@host/database")
     return url.set(drivername="postgresql+asyncpg")
 
 

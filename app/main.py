@@ -19,7 +19,7 @@ from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
 from app.api.problems import HANDLERS
 from app.api.reference import add_reference
-from app.runtime import open_runtime
+from app.runtime import check_settings, open_runtime
 from app.settings import Settings
 
 VERSION = "0.1.0"
@@ -109,7 +109,12 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, *, host: str, port: int, grace: int) -> None:
-    """Run the API until a signal ends it; open requests get ``grace`` seconds then."""
+    """Run the API until a signal ends it; open requests get ``grace`` seconds then.
+
+    Raises:
+        Invalid: a setting is missing or wrong.
+    """
+    check_settings(settings)
     telemetry.setup(process="api", level=settings.log_level)
     Server(create_app(settings), host=host, port=port, timeout_graceful_shutdown=grace).run()
 

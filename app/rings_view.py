@@ -63,18 +63,17 @@ def _cells(lane: Json) -> tuple[RenderableType, ...]:
 def lines(before: Json | None, deployment: Json) -> list[str]:
     """What changed since ``before``, one line for each state that is new."""
     name = f"{deployment['app_name']} {deployment['app_version']}"
-    changed = (
-        [] if before and before["status"] == deployment["status"] else [f"{name}: {deployment['status']}"]
-    )
+    same = before is not None and before["status"] == deployment["status"]
     known = {(lane["ring"], lane["plane"]): lane["status"] for lane in before["lanes"]} if before else {}
-    return changed + [
+    changed = [
         f"{name}: {lane['ring']} on {lane['plane']}: {lane['status']}{_counts(lane)}"
         for lane in deployment["lanes"]
         if lane["status"] not in {"PENDING", known.get((lane["ring"], lane["plane"]))}
     ]
+    return changed if same else [*changed, f"{name}: {deployment['status']}"]
 
 
 def _counts(lane: Json) -> str:
-    if not lane["targeted"]:
+    if not lane["targeted"] or lane["status"] not in {"MEASURING", "PROMOTED", "HELD"}:
         return ""
     return f" ({lane['success_count']} of {lane['targeted']} succeeded, {lane['failure_count']} failed)"

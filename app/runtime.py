@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import asyncpg
 from arq.connections import ArqRedis
+from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
@@ -110,6 +111,19 @@ def current_correlation_id() -> str | None:
     return None if identity is None else str(identity)
 
 
+def check_settings(settings: Settings) -> tuple[URL, str, GatePolicy]:
+    """The databases' addresses and the gate policy.
+
+    Raises:
+        Invalid: a setting is missing or wrong; the message names it.
+    """
+    url = database_url(settings)
+    if settings.redis_url is None:
+        raise Invalid("EUCORA_REDIS_URL is not set")
+    breaker_policies(settings)
+    return url, settings.redis_url.get_secret_value(), load_policy(settings.gate_policy)
+
+
 @asynccontextmanager
 async def open_runtime(
     settings: Settings, *, process: str, clock: Clock = system_clock
@@ -119,16 +133,13 @@ async def open_runtime(
     Raises:
         Invalid: a setting is missing or wrong; the message names it.
     """
-    url = database_url(settings)
-    if settings.redis_url is None:
-        raise Invalid("EUCORA_REDIS_URL is not set")
-    policy = load_policy(settings.gate_policy)
+    url, redis_url, policy = check_settings(settings)
     async with AsyncExitStack() as stack:
         engine = open_engine(url, settings.database, process=process)
         stack.push_async_callback(engine.dispose)
         accept_engine = open_accept_engine(url, settings.database, process=process)
         stack.push_async_callback(accept_engine.dispose)
-        redis = open_redis(settings.redis_url.get_secret_value())
+        redis = open_redis(redis_url)
         stack.push_async_callback(redis.aclose)
         doorbell = await stack.enter_async_context(Doorbell(url))
         planes = await stack.enter_async_context(

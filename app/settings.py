@@ -119,5 +119,6 @@ def unknown_variables() -> list[str]:
 
 def suggest(name: str, known: list[str]) -> str:
     """The name, and the known one it resembles."""
-    close = difflib.get_close_matches(name.partition("__")[0], known, n=1)
-    return f"{name} (do you mean {close[0]}?)" if close else name
+    first, dots, rest = name.partition("__")
+    close = difflib.get_close_matches(first, known, n=1)
+    return f"{name} (do you mean {close[0]}{dots}{rest}?)" if close else name

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydantic import SecretStr
 
@@ -311,14 +312,19 @@ def greeting(installation: Installation) -> str:
         [
             f"EUCORA runs at {installation.url} (its documentation: {installation.url}/docs)",
             f"  admin token    {installation.token}",
-            f"  sandbox planes {sandbox}/intune" if sandbox else "  planes         as configured",
+            f"  sandbox planes {sandbox}/intune"
+            if sandbox
+            else "  planes         as configured; `eucora check` asks them",
             f"  gate policy    {installation.settings.gate_policy}{policy_hint(installation.settings)}",
             f"  data and logs  {installation.place.path}",
             "Next, in another terminal:",
-            f"  curl -sS {installation.url}/api/v1/deployments \\",
+            f"  curl -sSi {installation.url}/api/v1/deployments \\",
             f"    -H 'Authorization: Bearer {installation.token}' \\",
-            "    -H 'Content-Type: application/json' -H 'Idempotency-Key: first-rollout' \\",
+            f"    -H 'Content-Type: application/json' -H 'Idempotency-Key: {uuid4()}' \\",
             f"    --data @{shlex.quote(str(example))}",
+            "Follow it, by the id in the answer:",
+            f"  curl -sSN -H 'Authorization: Bearer {installation.token}' \\",
+            f"    -H 'Accept: text/event-stream' {installation.url}/api/v1/deployments/ID/events",
             "Ctrl-C stops everything.",
         ]
     )

@@ -74,7 +74,8 @@ class Call:
         """
         if not security.allows(self.actor.role, permission):
             raise Forbidden(
-                f"the role {self.actor.role.value} may not {permission.value}", permission=permission
+                f"the role {self.actor.role.value} does not have the permission {permission.value}",
+                permission=permission,
             )
 
     def tell(self, command: str, subject: object, given: Command | None) -> None:

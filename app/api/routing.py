@@ -179,7 +179,10 @@ async def admit(request: Request, permission: Permission) -> Call:
     actor = await authenticate(request)
     request.scope["actor"] = actor.name
     if not security.allows(actor.role, permission):
-        raise Forbidden(f"the role {actor.role.value} may not {permission.value}", permission=permission)
+        raise Forbidden(
+            f"the role {actor.role.value} does not have the permission {permission.value}",
+            permission=permission,
+        )
     return Call(actor, request.scope["correlation_id"])
 
 

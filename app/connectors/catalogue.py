@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from app.connectors.contract import Connector, Manifest, Plane
 from app.connectors.intune import Intune
@@ -58,17 +59,26 @@ def build(plane: Plane, settings: Mapping[str, SecretStr | str], services: Servi
     """The connector of a plane; nothing is connected yet.
 
     Raises:
-        MissingSetting: a setting is missing, unknown or wrong; the first of them is named.
+        MissingSetting: settings are missing, unknown or wrong; all of them are named.
     """
     vendor = BY_PLANE[plane]
     plain = {name: _plain(value) for name, value in settings.items()}
     try:
         checked = vendor.settings_model.model_validate(plain)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        reason = "is not set" if first["type"] == "missing" else f"is wrong: {first['msg']}"
-        raise MissingSetting(setting_name(plane, str(first["loc"][0])), reason) from None
+        first, *others = [
+            _wrong(plane, found) for found in error.errors(include_input=False, include_url=False)
+        ]
+        also = "".join(f"; {name} {reason}" for name, reason in others)
+        raise MissingSetting(first[0], first[1] + also) from None
     return vendor(checked, services)
+
+
+def _wrong(plane: Plane, found: ErrorDetails) -> tuple[str, str]:
+    """A setting's variable, and what is wrong with it."""
+    reasons = {"missing": "is not set", "extra_forbidden": "is no setting of this plane"}
+    reason = reasons.get(found["type"], f"is wrong: {found['msg']}")
+    return setting_name(plane, str(found["loc"][0])), reason
 
 
 def _plain(value: SecretStr | str) -> str:

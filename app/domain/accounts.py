@@ -9,6 +9,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app import security
+from app.errors import Invalid
 from app.models import ApiToken, Role
 
 
@@ -41,7 +42,13 @@ async def authenticate(
 async def create_token(
     session: AsyncSession, *, name: str, role: Role, expires_at: datetime | None = None
 ) -> tuple[ApiToken, str]:
-    """Store a new token's hash; the stored row and the token's text, which cannot be read again."""
+    """Store a new token's hash; the stored row and the token's text, which cannot be read again.
+
+    Raises:
+        Invalid: the name is blank; it stands in the history.
+    """
+    if not name.strip():
+        raise Invalid("a token needs a name: it stands in the history")
     text = security.new_token()
     token = ApiToken(name=name, role=role, token_hash=security.hash_token(text), expires_at=expires_at)
     session.add(token)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
@@ -163,7 +163,15 @@ async def _set_active(session: AsyncSession, deployment: Deployment, *, active: 
         async with session.begin_nested():
             await session.execute(change)
     except IntegrityError as error:
-        raise ActiveDeploymentExists(f"another deployment of {deployment.app_name} is active") from error
+        others = await _active_deployments(session, deployment)
+        raise ActiveDeploymentExists(f"{deployment.app_name} is being deployed by {others}") from error
+
+
+async def _active_deployments(session: AsyncSession, deployment: Deployment) -> str:
+    same_name = func.lower(DeploymentPlane.app_name) == func.lower(deployment.app_name)
+    query = select(DeploymentPlane.deployment_id).where(DeploymentPlane.active, same_name)
+    found = await session.scalars(query.where(DeploymentPlane.plane.in_(deployment.planes)).distinct())
+    return "deployment " + ", ".join(str(deployment_id) for deployment_id in found)
 
 
 async def set_paused(

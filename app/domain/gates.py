@@ -260,5 +260,8 @@ def load_policy(setting: str) -> GatePolicy:
             return policy
     try:
         return GatePolicy.from_json(json.loads(Path(setting).read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Invalid(f"EUCORA_GATE_POLICY: {setting!r} is no gate policy ({error!r})") from error
+    except OSError as error:
+        sentence = f"EUCORA_GATE_POLICY: {setting!r} is neither standard, demo nor a file that can be read"
+        raise Invalid(sentence) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise Invalid(f"EUCORA_GATE_POLICY: the file {setting!r} is no gate policy: {error}") from error

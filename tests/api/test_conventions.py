@@ -111,7 +111,7 @@ class TestAdmission:
                 response = await client.request(method, f"http://api.test{path}", headers=key())
 
                 allowed = needed in PERMISSIONS[role]
-                refused = f"may not {needed.value}" in response.text
+                refused = f"does not have the permission {needed.value}" in response.text
                 assert refused is not allowed, f"{role} {method} {path}: {response.text}"
                 assert (response.status_code == 403) or not refused
 

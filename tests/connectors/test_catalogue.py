@@ -39,7 +39,7 @@ def test_a_missing_setting_is_named(services: Services, missing: str) -> None:
     [("clientid", "x"), ("base_url", "ftp://x"), ("block_bytes", "some"), ("client_secret", "")],
 )
 def test_a_wrong_setting_is_named_without_its_value(services: Services, name: str, value: str) -> None:
-    with pytest.raises(MissingSetting, match="is wrong") as raised:
+    with pytest.raises(MissingSetting, match=r"is wrong|is no setting of this plane") as raised:
         build(Plane.INTUNE, OWN | {name: SecretStr(value)}, services)
 
     assert raised.value.setting == f"EUCORA_PLANES__INTUNE__{name.upper()}"
@@ -86,3 +86,16 @@ def test_the_catalogue_is_a_list_one_can_read() -> None:
         sandbox_settings(plane, "http://s")["base_url"].startswith(f"http://s/{plane}")
         for plane in catalogue.BY_PLANE
     )
+
+
+def test_everything_that_is_wrong_with_a_plane_is_named_at_once(services: Services) -> None:
+    with pytest.raises(MissingSetting) as raised:
+        build(Plane.INTUNE, {"client_idd": "x", "client_id": "a"}, services)
+
+    told = str(raised.value)
+    for name in (
+        "TOKEN_URL is not set",
+        "CLIENT_SECRET is not set",
+        "CLIENT_IDD is no setting of this plane",
+    ):
+        assert f"EUCORA_PLANES__INTUNE__{name}" in told
