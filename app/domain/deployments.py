@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deployments: read, lock, move from state to state and from ring to ring."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -100,6 +100,18 @@ async def page(
     rows = (await session.scalars(query)).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return rows[:limit], (last.created_at, last.id) if last else None
+
+
+def check_status(deployment: Deployment, allowed: Collection[DeploymentStatus]) -> None:
+    """Refuse what is only legal in some states.
+
+    Raises:
+        IllegalTransition: naming the state the deployment is in.
+    """
+    if deployment.status not in allowed:
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value}", status=deployment.status.value
+        )
 
 
 def policy_of(deployment: Deployment) -> GatePolicy:

@@ -17,7 +17,7 @@ from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.gates import Counts, Judgement, Verdict, judge
 from app.domain.operations import OperationKind, Subject
-from app.errors import IllegalTransition, NotFound
+from app.errors import NotFound
 from app.models import (
     Deployment,
     DeploymentStatus,
@@ -122,10 +122,7 @@ async def permit_push(session: AsyncSession, deployment_id: UUID) -> timedelta |
         IllegalTransition: it is in a state in which no device may be touched.
     """
     deployment = await deployments.lock(session, deployment_id)
-    if deployment.status not in PUSHING:
-        raise IllegalTransition(
-            f"the deployment is {deployment.status.value}", status=deployment.status.value
-        )
+    deployments.check_status(deployment, PUSHING)
     return LOOK_AGAIN if deployment.paused else None
 
 

@@ -95,10 +95,7 @@ async def _rollback_revived(
 ) -> None:
     if deployment.status is DeploymentStatus.FAILED:
         await deployments.move(session, deployment, DeploymentStatus.ROLLING_BACK, now=now)
-    if deployment.status is not DeploymentStatus.ROLLING_BACK:
-        raise IllegalTransition(
-            f"the deployment is {deployment.status.value}", status=deployment.status.value
-        )
+    deployments.check_status(deployment, {DeploymentStatus.ROLLING_BACK})
     await deployments.move_lane(session, deployment, lane, LaneStatus.ROLLING_BACK, now=now)
 
 
@@ -130,10 +127,9 @@ def check_may_go_on(deployment: Deployment, lane: RingDeployment, *, measures: b
         IllegalTransition: the deployment was taken back or is over, or the lane is past that step.
     """
     taken_back = any(other.status in rollback.UNDER_WAY for other in deployment.lanes)
-    if taken_back or deployment.status not in lanes.PUSHING | {DeploymentStatus.FAILED}:
-        raise IllegalTransition(
-            f"the deployment is {deployment.status.value}", status=deployment.status.value
-        )
+    deployments.check_status(
+        deployment, frozenset() if taken_back else lanes.PUSHING | {DeploymentStatus.FAILED}
+    )
     pushed = lane.pushed_at is not None
     fits = (
         lane.status is LaneStatus.HELD and pushed

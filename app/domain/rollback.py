@@ -174,10 +174,7 @@ async def permit_removal(session: AsyncSession, deployment_id: UUID) -> None:
         IllegalTransition: it is not being taken back any more.
     """
     deployment = await deployments.lock(session, deployment_id)
-    if deployment.status not in {DeploymentStatus.ROLLING_BACK, DeploymentStatus.FAILED}:
-        raise IllegalTransition(
-            f"the deployment is {deployment.status.value}", status=deployment.status.value
-        )
+    deployments.check_status(deployment, {DeploymentStatus.ROLLING_BACK, DeploymentStatus.FAILED})
 
 
 async def begin_removal(
