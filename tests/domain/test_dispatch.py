@@ -27,11 +27,6 @@ from tests.domain.operation_bench import (
 )
 
 
-@pytest.fixture
-def told() -> Told:
-    return Told()
-
-
 async def test_enqueued_work_is_due_at_once_and_wakes_the_relays(runtime: Runtime) -> None:
     correlation_id = uuid4()
 

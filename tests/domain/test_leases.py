@@ -31,11 +31,6 @@ from tests.domain.operation_bench import (
 )
 
 
-@pytest.fixture
-def told() -> Told:
-    return Told()
-
-
 async def test_of_many_claims_at_the_same_moment_one_wins(runtime: Runtime) -> None:
     operation_id = await enqueue(runtime)
 

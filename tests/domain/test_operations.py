@@ -32,11 +32,6 @@ from tests.domain.operation_bench import (
 )
 
 
-@pytest.fixture
-def told() -> Told:
-    return Told()
-
-
 def test_the_limits_are_the_required_ones() -> None:
     deploy, rollback = KINDS[DEPLOY], KINDS[OperationKind.EXECUTE_ROLLBACK]
 
