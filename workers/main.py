@@ -73,6 +73,7 @@ async def work(runtime: Runtime, jobs: Mapping[OperationKind, JobFunction], stop
         loop.stop_taking()
     await runner.stop(runtime.settings.worker.completion_wait)
     await end(presence, *hearing)
+    await hide_presence(runner)
     log.info("worker_stopped", running=runner.running)
 
 
@@ -120,15 +121,21 @@ def queue_worker(
 
 async def show_presence(runner: Runner) -> None:
     """Keep a key of this process's own in Redis while it lives; arq's is shared by a queue's workers."""
-    redis, key = runner.runtime.redis, f"eucora:worker:{runner.owner}"
     since = time.time()
-    try:
-        while True:
-            state = {"pid": os.getpid(), "since": round(since), "running": runner.running}
-            with suppress(RedisError, OSError, TimeoutError):
-                await redis.set(key, json.dumps(state), ex=PRESENCE_LASTS)
-            await asyncio.sleep(PRESENCE_EVERY)
-    finally:
+    while True:
+        state = {"pid": os.getpid(), "since": round(since), "running": runner.running}
         with suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(1):
-                await redis.delete(key)
+            await runner.runtime.redis.set(presence_key(runner), json.dumps(state), ex=PRESENCE_LASTS)
+        await asyncio.sleep(PRESENCE_EVERY)
+
+
+async def hide_presence(runner: Runner) -> None:
+    """Take the key away, once nothing that shares the connections is cancelled; at worst it expires."""
+    with suppress(RedisError, OSError, TimeoutError):
+        async with asyncio.timeout(1):
+            await runner.runtime.redis.delete(presence_key(runner))
+
+
+def presence_key(runner: Runner) -> str:
+    """Where in Redis this process shows that it is there."""
+    return f"eucora:worker:{runner.owner}"
