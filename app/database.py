@@ -4,14 +4,58 @@
 import time
 from typing import Any
 
+import asyncpg
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.errors import Invalid
+from app.resilience.classify import DATABASE, recognise
+from app.resilience.errors import (
+    CallError,
+    DatabaseConflict,
+    DatabaseDown,
+    DatabaseSlow,
+    LocalSaturation,
+)
 from app.settings import DatabaseSettings, Settings
+
+DOWN = {"57P01", "57P02", "57P03", "53300"}
+SLOW = {"57014", "55P03"}
+LOST_TO_ANOTHER = {"40001", "40P01"}
+
+
+@recognise
+def call_error(error: BaseException) -> CallError | None:
+    """What SQLAlchemy and asyncpg raise, as a class of the calls out; None for what is not theirs."""
+    if isinstance(error, PoolTimeout):
+        return LocalSaturation(
+            "all connections to the database are in use", service=DATABASE, retry_after=1.0
+        )
+    state = sqlstate(error)
+    if state in SLOW:
+        return DatabaseSlow("the database took too long", service=DATABASE)
+    if state in LOST_TO_ANOTHER:
+        return DatabaseConflict("a concurrent change won", service=DATABASE)
+    if _is_lost(error) or (state is not None and (state[:2] == "08" or state in DOWN)):
+        return DatabaseDown("the database cannot be reached", service=DATABASE)
+    return None
+
+
+def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, InterfaceError | asyncpg.InterfaceError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code, whether SQLAlchemy wrapped the error or (while connecting) did not."""
+    source: Any = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(source, "sqlstate", None)
+    return state if isinstance(state, str) else None
 
 
 def database_url(settings: Settings) -> URL:

@@ -2,28 +2,17 @@
 """What an exception that leaves a job means for its operation, and how long to wait then."""
 
 import random
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 
-from sqlalchemy.exc import DBAPIError, InterfaceError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from app.domain.operations import Failure
 from app.errors import ControlPlaneError, LeaseLost, Unavailable
-from app.resilience.errors import (
-    AmbiguousError,
-    CallError,
-    ConflictError,
-    Deferral,
-    LocalSaturation,
-    TransientError,
-)
+from app.resilience.classify import DATABASE, Safety, classify_exception, leaves
+from app.resilience.errors import CallError, DatabaseDown, JobAction, LocalSaturation, Unexpected
 from app.telemetry import redact_text
 
-BUG = "bug"
+BUG = Unexpected.code
 LONGEST_EXPONENT = 6
 dice = random.SystemRandom()
 
@@ -35,6 +24,16 @@ class Action(IntEnum):
     RETRY = 2
     FAIL = 3
     DROP = 4
+
+
+ACTIONS = {
+    JobAction.DEFER: Action.DEFER,
+    JobAction.RETRY: Action.RETRY,
+    JobAction.ONCE_MORE: Action.RETRY,
+    JobAction.FAIL: Action.FAIL,
+    JobAction.GIVE_BACK: Action.RETRY,
+}
+"""A cancellation that nobody asked for, from inside the job, is an attempt like any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,86 +48,50 @@ class Verdict:
 def judge(error: BaseException, *, last_code: str | None = None) -> Verdict:
     """Every exception has a verdict. ``last_code`` is the code with which the run before this one ended."""
     return max(
-        (_judge_one(leaf, last_code) for leaf in _leaves(error)),
+        (_judge_one(leaf, last_code) for leaf in leaves(error)),
         key=lambda verdict: (verdict.action, verdict.retry_after),
     )
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def _judge_one(error: BaseException, last_code: str | None) -> Verdict:
     if isinstance(error, LeaseLost):
         return Verdict(Action.DROP, Failure("transient", error.code, error.detail))
-    if isinstance(error, CallError):
-        return _judge_call(error)
     if isinstance(error, Unavailable):
         failure = Failure("transient", error.code, error.detail)
         return Verdict(Action.DEFER, failure, timedelta(seconds=error.retry_after))
     if isinstance(error, ControlPlaneError):
         return Verdict(Action.FAIL, Failure("permanent", error.code, error.detail))
-    return _judge_local(error) or _judge_bug(error, last_code)
-
-
-def _judge_call(error: CallError) -> Verdict:
-    failure = Failure(error.error_class, error.code, redact_text(error.detail), error.service)
-    if isinstance(error, Deferral):
-        action = Action.DEFER
-    elif isinstance(error, TransientError | AmbiguousError | ConflictError):
-        action = Action.RETRY
-    else:
-        action = Action.FAIL
-    return Verdict(action, failure, timedelta(seconds=error.retry_after or 0))
-
-
-def _judge_local(error: BaseException) -> Verdict | None:
-    """PostgreSQL's and our own limits; None for anything else."""
-    if isinstance(error, PoolTimeout):
-        detail = "all connections to the database are in use"
-        return Verdict(Action.DEFER, _database(LocalSaturation.code, detail))
-    state = sqlstate(error)
-    if is_down(error):
-        return Verdict(Action.DEFER, _database("db_down", "the database cannot be reached"))
-    if state in {"57014", "55P03"}:
-        return Verdict(Action.RETRY, _database("db_slow", "the database took too long"))
-    if state in {"40001", "40P01"}:
-        return Verdict(Action.RETRY, _database("conflict", "a concurrent change won"))
-    if isinstance(error, TimeoutError):
+    if type(error) is TimeoutError:  # a limit of our own: calls and connections have classes of theirs
         return Verdict(Action.RETRY, Failure("transient", "deadline", "a time limit passed"))
-    return None
+    return _judge_call(_classified(error), last_code)
 
 
-def _database(code: str, message: str) -> Failure:
-    return Failure("transient", code, message, "database")
+def _classified(error: BaseException) -> CallError:
+    """What leaves a job and was no call out can only have come from the database, or is a bug."""
+    return classify_exception(error, service=DATABASE, safety=Safety.IDEMPOTENT, sent=True)
 
 
-def sqlstate(error: BaseException) -> str | None:
-    """PostgreSQL's code, whether SQLAlchemy wrapped the error or (while connecting) did not."""
-    source = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(source, "sqlstate", None)
+def _judge_call(error: CallError, last_code: str | None) -> Verdict:
+    wait = timedelta(seconds=max(error.retry_after or 0, error.kept_away or 0))
+    if isinstance(error, Unexpected) and error.service == DATABASE:
+        return _judge_bug(error, last_code)
+    action = Action.DEFER if error.defers else ACTIONS[error.action]
+    if error.code == BUG == last_code:
+        action = Action.FAIL
+    return Verdict(
+        action, Failure(error.error_class, error.code, redact_text(error.detail), error.service), wait
+    )
+
+
+def _judge_bug(error: Unexpected, last_code: str | None) -> Verdict:
+    # The text of an unforeseen exception may hold anything, secrets too: it goes to the log only.
+    detail = f"{error.detail.partition(' while ')[0]}; the log has it under the correlation id"
+    return Verdict(Action.FAIL if last_code == BUG else Action.RETRY, Failure(error.error_class, BUG, detail))
 
 
 def is_down(error: BaseException) -> bool:
     """Whether the error says that there is no PostgreSQL to talk to, or that the connection to it broke."""
-    if isinstance(error, ConnectionError | socket.gaierror | InterfaceError):
-        return True
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    state = sqlstate(error)
-    return state is not None and (state[:2] == "08" or state in {"57P01", "57P02", "57P03", "53300"})
-
-
-def _judge_bug(error: BaseException, last_code: str | None) -> Verdict:
-    # The text of an unforeseen exception may hold anything, secrets too: it goes to the log only.
-    failure = Failure(
-        "permanent", BUG, f"unexpected {type(error).__name__}; the log has it under the correlation id"
-    )
-    return Verdict(Action.FAIL if last_code == BUG else Action.RETRY, failure)
+    return isinstance(_classified(error), DatabaseDown)
 
 
 def retry_delay(attempt: int, *, unit: float, retry_after: timedelta = timedelta(0)) -> timedelta:

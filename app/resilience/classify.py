@@ -4,9 +4,10 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from enum import Enum, StrEnum
+from enum import StrEnum
 from http import HTTPStatus
 
 import aiohttp
@@ -16,9 +17,12 @@ from app.resilience.errors import (
     AmbiguousError,
     AttemptTimeout,
     AuthError,
+    AuthExpired,
     CallError,
+    Cancelled,
     ConflictError,
-    Deferral,
+    DatabaseDown,
+    DeadlineExceeded,
     LocalSaturation,
     NotThere,
     PermanentError,
@@ -27,6 +31,7 @@ from app.resilience.errors import (
     Throttled,
     TransientError,
     Unexpected,
+    Verdict,
 )
 
 LONGEST_RETRY_AFTER = 24 * 3600.0
@@ -34,6 +39,11 @@ BANDWIDTH_EXCEEDED = 509
 NOT_SUPPORTED = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
 GATEWAY_LOST = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
 TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.SERVICE_UNAVAILABLE, *GATEWAY_LOST}
+DATABASE = "database"
+UNREACHED = ConnectionError, TimeoutError, socket.gaierror
+
+Recogniser = Callable[[BaseException], CallError | None]
+_recognisers: list[Recogniser] = []
 
 
 class Safety(StrEnum):
@@ -44,28 +54,57 @@ class Safety(StrEnum):
     UNSAFE = "unsafe"
 
 
-class Verdict(Enum):
-    """What an outcome says of the service to its breaker."""
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    NEUTRAL = "neutral"
-
-
 def default_safety(method: str) -> Safety:
     """By HTTP's own rules: POST and PATCH may not be repeated, the others may."""
     return Safety.UNSAFE if method.upper() in {"POST", "PATCH"} else Safety.IDEMPOTENT
 
 
-def classify_response(
-    response: httpx.Response, *, service: str, safety: Safety, excerpt: str = ""
+def classify(
+    outcome: object,
+    *,
+    service: str,
+    safety: Safety = Safety.IDEMPOTENT,
+    sent: bool = True,
+    refreshed: bool = True,
+    excerpt: str = "",
 ) -> CallError | None:
-    """The class of an answer; None for 2xx and 304. ``excerpt``: the vendor's words, without secrets."""
+    """The one class of anything a call can end in; None: it is what was asked for.
+
+    ``sent``: some byte of the request may have reached the service. ``refreshed``: the token was renewed for
+    this call already. ``excerpt``: the vendor's words, without secrets. Of a group of errors the worst leaf.
+    """
+    if isinstance(outcome, httpx.Response):
+        return classify_response(
+            outcome, service=service, safety=safety, refreshed=refreshed, excerpt=excerpt
+        )
+    if isinstance(outcome, BaseException):
+        found = [
+            classify_exception(leaf, service=service, safety=safety, sent=sent) for leaf in leaves(outcome)
+        ]
+        return max(found, key=lambda error: (error.action, error.retry_after or 0.0))
+    return None
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group, however deep; a plain error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def classify_response(
+    response: httpx.Response, *, service: str, safety: Safety, refreshed: bool = True, excerpt: str = ""
+) -> CallError | None:
+    """The class of an answer; None for 2xx and 304. Parameters as of ``classify``."""
     status = response.status_code
     if response.is_success or status == HTTPStatus.NOT_MODIFIED:
         return None
     wait = retry_after(response)
     kind = _status_class(status, unsafe=safety is Safety.UNSAFE, told_to_wait=wait is not None)
+    if kind is AuthError and not refreshed:
+        kind = AuthExpired
     detail = f"{service} answered {status}" + (f": {excerpt}" if excerpt else "")
     return kind(detail, service=service, status=status, retry_after=wait)
 
@@ -94,12 +133,35 @@ CLIENT_ERRORS: dict[int, type[CallError]] = {
 }
 
 
-def classify_exception(error: Exception, *, service: str, safety: Safety, sent: bool) -> CallError:
-    """The class of a failed attempt; ``sent``: some byte of the request may have reached the service."""
+def classify_exception(error: BaseException, *, service: str, safety: Safety, sent: bool) -> CallError:
+    """The class of a failed attempt. Parameters as of ``classify``."""
     if isinstance(error, CallError):
         return error
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        return Cancelled(f"the call to {service} was stopped", service=service)
+    if isinstance(error, httpx.HTTPStatusError):
+        refused = classify_response(error.response, service=service, safety=safety)
+        return refused or Unexpected(f"{service} answered {error.response.status_code}", service=service)
     if isinstance(error, httpx.PoolTimeout):
         return LocalSaturation(f"no free connection to {service}", service=service, retry_after=1.0)
+    return _recognised(error, service) or _of_network(error, service, safety, sent=sent)
+
+
+def recognise(recogniser: Recogniser) -> Recogniser:
+    """Have ``classify`` ask this first: what a library's own errors mean is known where it is used."""
+    _recognisers.append(recogniser)
+    return recogniser
+
+
+def _recognised(error: BaseException, service: str) -> CallError | None:
+    found = (recogniser(error) for recogniser in _recognisers)
+    known = next((each for each in found if each is not None), None)
+    if known is None and service == DATABASE and isinstance(error, UNREACHED):
+        return DatabaseDown("the database cannot be reached", service=DATABASE)
+    return known
+
+
+def _of_network(error: BaseException, service: str, safety: Safety, *, sent: bool) -> CallError:
     if not _is_network(error):
         return _local(error, service)
     if _is_bad_certificate(error):
@@ -108,12 +170,19 @@ def classify_exception(error: Exception, *, service: str, safety: Safety, sent: 
     return kind(f"{service} did not answer ({_name(error)})", service=service)
 
 
-def _lost(error: Exception) -> type[TransientError]:
+def out_of_time(service: str, *, safety: Safety, sent: bool) -> CallError:
+    """The class of a call that its own deadline ended: our limit, not the service's slowness."""
+    if sent and safety is Safety.UNSAFE:
+        return AmbiguousError(f"the time was over before {service} answered", service=service)
+    return DeadlineExceeded(f"the time for the call to {service} was over", service=service)
+
+
+def _lost(error: BaseException) -> type[TransientError]:
     timed_out = isinstance(error, TimeoutError | httpx.TimeoutException) and not _is_lost_connection(error)
     return AttemptTimeout if timed_out else TransientError
 
 
-def _local(error: Exception, service: str) -> CallError:
+def _local(error: BaseException, service: str) -> CallError:
     if isinstance(error, httpx.DecodingError):
         return PermanentError(f"{service} sent a body that cannot be decoded", service=service)
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
@@ -122,7 +191,7 @@ def _local(error: Exception, service: str) -> CallError:
     return Unexpected(f"unexpected {_name(error)} while calling {service}", service=service)
 
 
-def _is_network(error: Exception) -> bool:
+def _is_network(error: BaseException) -> bool:
     if isinstance(error, httpx.UnsupportedProtocol):
         return False
     return isinstance(
@@ -133,6 +202,7 @@ def _is_network(error: Exception) -> bool:
         | ConnectionError
         | TimeoutError
         | socket.gaierror
+        | asyncio.IncompleteReadError
         | ssl.SSLError,
     )
 
@@ -147,7 +217,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _is_bad_certificate(error: Exception) -> bool:
+def _is_bad_certificate(error: BaseException) -> bool:
     kinds = (
         ssl.SSLCertVerificationError,
         aiohttp.ClientConnectorCertificateError,
@@ -156,14 +226,14 @@ def _is_bad_certificate(error: Exception) -> bool:
     return any(isinstance(link, kinds) for link in _chain(error))
 
 
-def _is_lost_connection(error: Exception) -> bool:
+def _is_lost_connection(error: BaseException) -> bool:
     return any(
         isinstance(link, aiohttp.ClientConnectionError) and not isinstance(link, asyncio.TimeoutError)
         for link in _chain(error)
     )
 
 
-def _name(error: Exception) -> str:
+def _name(error: BaseException) -> str:
     return type(error.__cause__ or error).__name__
 
 
@@ -171,11 +241,10 @@ def verdict(error: CallError | None, *, service: str) -> Verdict:
     """What the outcome says of ``service``: a refusal proves it alive, our own troubles prove nothing."""
     if error is None:
         return Verdict.SUCCESS
-    if error.service != service or isinstance(error, Deferral | AuthError | PolicyError | ConflictError):
+    if error.service != service:
         return Verdict.NEUTRAL
-    if isinstance(error, TransientError | AmbiguousError):
-        return Verdict.FAILURE
-    return Verdict.SUCCESS if error.status is not None else Verdict.NEUTRAL
+    answered = isinstance(error, PermanentError) and error.status is not None
+    return Verdict.SUCCESS if answered else error.verdict
 
 
 def retry_after(response: httpx.Response) -> float | None:

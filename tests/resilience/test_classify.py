@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from app.resilience import errors
 from app.resilience.classify import (
     Safety,
-    Verdict,
     classify_exception,
     classify_response,
     default_safety,
     retry_after,
     verdict,
 )
+from app.resilience.errors import Verdict
 
 KEYED, UNSAFE, IDEMPOTENT = Safety.KEYED, Safety.UNSAFE, Safety.IDEMPOTENT
 

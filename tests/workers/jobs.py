@@ -16,7 +16,8 @@ from sqlalchemy import text
 
 from app import telemetry
 from app.domain.operations import OperationKind
-from app.resilience.errors import BreakerOpen, PermanentError, TransientError
+from app.resilience import BreakerOpen
+from app.resilience.errors import PermanentError, TransientError
 from app.settings import Settings
 from tests.waiting import eventually
 from workers.context import Again, Done, Job, JobFunction, Outcome

@@ -9,11 +9,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.domain.operations import Failure
 from app.errors import IllegalTransition, LeaseLost, Unavailable
+from app.resilience import BreakerOpen
 from app.resilience.errors import (
     AmbiguousError,
     AttemptTimeout,
     AuthError,
-    BreakerOpen,
     ConflictError,
     LocalSaturation,
     NotThere,
