@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from app.resilience.errors import LocalSaturation
 
 WAITING_PER_PERMIT = 16
+TRY_AGAIN_AFTER = 1.0
 
 
 class Bulkhead:
@@ -17,9 +18,11 @@ class Bulkhead:
         if limit < 1:
             raise ValueError(f"bulkhead {service}: the limit must be above zero")
         self.service = service
+        self.limit = limit
+        self.longest_queue = limit * WAITING_PER_PERMIT
         self._permits = asyncio.Semaphore(limit)
-        self._longest_queue = limit * WAITING_PER_PERMIT
         self._waiting = 0
+        self.held = 0
 
     async def acquire(self, *, within: float) -> None:
         """Wait for a permit, at most ``within`` seconds.
@@ -27,11 +30,15 @@ class Bulkhead:
         Raises:
             LocalSaturation: too many are waiting already, or the time is over.
         """
-        if self._waiting >= self._longest_queue:
-            raise self._full(f"{self._waiting} calls to {self.service} wait already")
-        if not self._permits.locked():
+        if self._permits.locked():
+            await self._queue(within)
+        else:
             await self._permits.acquire()
-            return
+        self.held += 1
+
+    async def _queue(self, within: float) -> None:
+        if self._waiting >= self.longest_queue:
+            raise self._full(f"{self._waiting} calls to {self.service} wait already")
         self._waiting += 1
         try:
             async with asyncio.timeout(within):
@@ -42,10 +49,11 @@ class Bulkhead:
             self._waiting -= 1
 
     def _full(self, detail: str) -> LocalSaturation:
-        return LocalSaturation(detail, service=self.service, retry_after=1.0)
+        return LocalSaturation(detail, service=self.service, retry_after=TRY_AGAIN_AFTER)
 
     def release(self) -> None:
         """Give the permit back."""
+        self.held -= 1
         self._permits.release()
 
     @asynccontextmanager

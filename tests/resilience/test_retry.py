@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.resilience import BreakerOpen
 from app.resilience.errors import (
-    BreakerOpen,
     CallError,
     LocalSaturation,
     PermanentError,
@@ -22,8 +22,10 @@ from app.resilience.retry import (
     NO_RETRY,
     SLOW_SERVICE_RETRY,
     TRANSIENT_RETRY,
+    Retries,
+    RetryBudget,
     RetryProfile,
-    with_retry,
+    is_repeatable,
 )
 from tests.waiting import eventually
 
@@ -44,9 +46,8 @@ def failing(*errors: CallError) -> tuple[Callable[[], Awaitable[str]], list[floa
 
 
 async def run(attempt: Callable[[], Awaitable[str]], *, may_repeat: bool = True, within: float = 10.0) -> str:
-    return await with_retry(
-        attempt, profile=QUICK, deadline=time.monotonic() + within, may_repeat=lambda: may_repeat
-    )
+    retries = Retries("intune", QUICK, RetryBudget(), time.monotonic() + within)
+    return await retries.run(attempt, lambda error: is_repeatable(error, may_repeat=may_repeat))
 
 
 def transient(retry_after: float | None = None) -> TransientError:
@@ -142,7 +143,7 @@ def test_waits_lie_within_the_required_bounds_and_vary(attempt: int) -> None:
         (TRANSIENT_RETRY, 0.5, 5.0),
         (SLOW_SERVICE_RETRY, 2.0, 30.0),
     ]:
-        waits = {profile.wait(attempt + 1) for _ in range(20)}
+        waits = {profile.wait(attempt) for _ in range(20)}
 
         assert all(shortest <= wait <= longest for wait in waits)
         assert len(waits) > 1
