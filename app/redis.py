@@ -11,7 +11,7 @@ from arq.connections import ArqRedis
 from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.errors import Invalid
@@ -19,9 +19,11 @@ from app.errors import Invalid
 PORT, SENTINEL_PORT = 6379, 26379
 SOCKET_TIMEOUT, CONNECT_TIMEOUT, HEALTH_CHECK = 5.0, 2.0, 15.0
 RETRIES, BACK_OFF, BACK_OFF_CAP = 3, 0.05, 0.5
+HASTY_TIMEOUT = 0.25
 MAX_PAYLOAD = 64 * 1024
 
 Option = Callable[[str], Any]
+Limits = dict[str, Any]
 
 
 def _flag(text: str) -> bool:
@@ -133,16 +135,34 @@ def open_redis(url: str) -> ArqRedis:
     Raises:
         Invalid: the URL is none.
     """
-    address = parse_redis_url(url)
+    return _open(parse_redis_url(url), _limits())
+
+
+def open_hasty_redis(url: str) -> ArqRedis:
+    """A client for what is worth nothing later: it gives up at once and tries nothing twice.
+
+    Raises:
+        Invalid: the URL is none.
+    """
+    once: Limits = {"retry": Retry(NoBackoff(), 0), "retry_on_error": []}
+    return _open(
+        parse_redis_url(url),
+        _limits() | once | {"socket_timeout": HASTY_TIMEOUT, "socket_connect_timeout": HASTY_TIMEOUT},
+    )
+
+
+def _open(address: RedisAddress, limits: Limits) -> ArqRedis:
     # from_pool has the pool closed with the client.
     client = (
-        _through_sentinels(address) if address.service else cast(ArqRedis, ArqRedis.from_pool(_pool(address)))
+        _through_sentinels(address, limits)
+        if address.service
+        else cast(ArqRedis, ArqRedis.from_pool(_pool(address, limits)))
     )
     client.job_serializer, client.job_deserializer = serialize, deserialize
     return client
 
 
-def _limits() -> dict[str, Any]:
+def _limits() -> Limits:
     # A refused connection is a bare OSError, which redis-py's own list of errors to retry does not match.
     # Time-outs are not retried: redis-py nests its retries, a silent server would hold a caller for minutes.
     again: tuple[Any, ...] = (RedisConnectionError, OSError)
@@ -165,8 +185,8 @@ def _tls(address: RedisAddress) -> dict[str, Any]:
     return {"ssl_check_hostname": True, **options}
 
 
-def _pool(address: RedisAddress) -> ConnectionPool:
-    arguments = _limits() | _login(address)
+def _pool(address: RedisAddress, limits: Limits) -> ConnectionPool:
+    arguments = limits | _login(address)
     if address.path is not None:
         del arguments["socket_keepalive"]
         return ConnectionPool(connection_class=UnixDomainSocketConnection, path=address.path, **arguments)
@@ -176,7 +196,7 @@ def _pool(address: RedisAddress) -> ConnectionPool:
     return ConnectionPool(host=host, port=port, **arguments)
 
 
-def _through_sentinels(address: RedisAddress) -> ArqRedis:
+def _through_sentinels(address: RedisAddress, limits: Limits) -> ArqRedis:
     tls = {"ssl": True, **_tls(address)} if address.tls else {}
     asking = {
         "username": address.options.get("sentinel_username"),
@@ -187,7 +207,7 @@ def _through_sentinels(address: RedisAddress) -> ArqRedis:
     }
     sentinel = Sentinel(list(address.hosts), sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
     client = sentinel.master_for(
-        str(address.service), redis_class=ArqRedis, **_limits(), **_login(address), **tls
+        str(address.service), redis_class=ArqRedis, **limits, **_login(address), **tls
     )
     return cast(ArqRedis, client)
 

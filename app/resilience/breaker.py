@@ -1,262 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One breaker per service and process; the only importer of aiobreaker.
+"""The breaker of one service in one process, as aiobreaker's users know it; its only importer.
 
-Type, states and listeners are the library's. Its algorithm is not used: it counts on the wall clock, admits
-every caller when half-open and lets late results of old calls decide.
+Type, errors, state labels and listeners are the library's. Its algorithm is not used: it counts on the wall
+clock, admits every caller when half-open and lets late results of old calls decide.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import aiobreaker
 from aiobreaker.state import CircuitBreakerBaseState, CircuitBreakerState
 
-from app.resilience.classify import Safety, Verdict, classify_exception, verdict
-from app.resilience.errors import BreakerOpen
+from app import telemetry
+from app.resilience.circuit import ISOLATED_RETRY, Circuit, Clock, Permit
+from app.resilience.classify import classify
+from app.resilience.errors import Deferral, Verdict
+from app.resilience.status import DEFAULT_POLICY, BreakerPolicy, BreakerState
 
-__all__ = [
-    "SERVICES",
-    "BreakerPolicy",
-    "Breakers",
-    "CircuitBreakerState",
-    "Permit",
-    "ServiceBreaker",
-    "get_breaker",
-]
+__all__ = ["BreakerOpen", "CircuitBreakerState", "ServiceBreaker"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Clock = Callable[[], float]
+log = telemetry.logger(__name__)
 
-SERVICES = (
-    "intune",
-    "jamf",
-    "sccm",
-    "landscape",
-    "ansible",
-    "servicenow",
-    "jira",
-    "freshservice",
-    "splunk",
-    "elastic",
-    "datadog",
-    "entra_id",
-    "active_directory",
-    "defender",
-    "vulnerability_scanner",
-    "ai_provider",
-    "database",
-    "external_api",
-)
-FAIL_MAX = 5
-RESET_TIMEOUT = 60.0
-PROBE_LEASE = 35.0
+PROBE_WAIT = 5.0
+"""Seconds after which it is worth asking again what became of a probe; it may take longer."""
+
+LABELS = {
+    BreakerState.CLOSED: CircuitBreakerState.CLOSED,
+    BreakerState.DISABLED: CircuitBreakerState.CLOSED,
+    BreakerState.OPEN: CircuitBreakerState.OPEN,
+    BreakerState.ISOLATED: CircuitBreakerState.OPEN,
+    BreakerState.HALF_OPEN: CircuitBreakerState.HALF_OPEN,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerPolicy:
-    """After how many failures in a row a breaker opens, and for how many seconds."""
+class BreakerOpen(Deferral, aiobreaker.CircuitBreakerError):  # type: ignore[misc]  # the library is untyped
+    """The service's breaker keeps callers away; ``retry_after`` seconds later it may admit one.
 
-    fail_max: int = FAIL_MAX
-    reset_timeout: float = RESET_TIMEOUT
+    ``probing``: the cool-down is over and another call is trying the service.
+    """
 
-
-DATABASE_POLICY = BreakerPolicy(reset_timeout=30.0)
-
-
-@dataclass(slots=True)
-class Permit:
-    """One admitted call: what the breaker had seen when it began. Settled once, whatever happens."""
-
-    breaker: "ServiceBreaker"
-    epoch: int
-    seen: int
-    probe: bool
-
-    def settle(self, outcome: Verdict) -> None:
-        """Tell the breaker how the call ended."""
-        self.breaker.settle(self, outcome)
-
-
-class ServiceBreaker(aiobreaker.CircuitBreaker):  # type: ignore[misc]  # the library is untyped
-    """Opens after ``fail_max`` failures in a row; ``reset_timeout`` seconds later lets one probe through."""
+    code = "circuit_open"
 
     def __init__(
-        self,
-        service: str,
-        *,
-        fail_max: int = FAIL_MAX,
-        reset_timeout: float = RESET_TIMEOUT,
-        clock: Clock = time.monotonic,
+        self, detail: str, *, service: str, retry_after: float | None = None, probing: bool = False
     ) -> None:
-        if fail_max < 1 or reset_timeout <= 0:
-            raise ValueError(f"breaker {service}: fail_max and reset_timeout must be above zero")
-        self._label = CircuitBreakerState.CLOSED
-        super().__init__(fail_max=fail_max, timeout_duration=timedelta(seconds=reset_timeout), name=service)
-        self.service = service
-        self.stale_results = 0
-        self._clock = clock
-        self._state: CircuitBreakerBaseState = self._create_new_state(CircuitBreakerState.CLOSED)
-        self._epoch = 0
-        self._failures = 0
-        self._forgiven = 0
-        self._reopens_at = 0.0
-        self._probe_ends_at: float | None = None
+        super().__init__(detail, service=service, retry_after=retry_after)
+        self.message = detail
+        self.probing = probing
+        self.reopen_time = datetime.now(UTC) + self.time_remaining
+
+    @property
+    def time_remaining(self) -> timedelta:
+        """As ``retry_after``."""
+        return timedelta(seconds=self.retry_after or 0.0)
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class ServiceBreaker(Circuit, aiobreaker.CircuitBreaker):  # type: ignore[misc]  # the library is untyped
+    """A breaker that shares its state with the other processes once it is connected to them."""
+
+    def __init__(
+        self, service: str, policy: BreakerPolicy = DEFAULT_POLICY, *, clock: Clock = time.monotonic
+    ) -> None:
+        Circuit.__init__(self, service, policy, clock=clock)
+        aiobreaker.CircuitBreaker.__init__(
+            self,
+            fail_max=policy.fail_max,
+            timeout_duration=timedelta(seconds=policy.reset_timeout),
+            name=service,
+        )
 
     @property
     def current_state(self) -> CircuitBreakerState:
-        """CLOSED, OPEN or HALF_OPEN; an open breaker stays so until somebody probes."""
-        return self._label
+        """The library's label: CLOSED, OPEN or HALF_OPEN; an open breaker stays so until somebody probes."""
+        return LABELS[self.effective]
 
     @property
     def state(self) -> CircuitBreakerBaseState:
-        """The library's state object: a label, its algorithm is not used."""
-        return self._state
-
-    @property
-    def fail_counter(self) -> int:
-        """Failures in a row, as seen by this process."""
-        return self._failures - self._forgiven
+        """The library's state object: a label for listeners, its algorithm is not used."""
+        return self._create_new_state(self.current_state)
 
     @property
     def time_until_open(self) -> timedelta | None:
-        """What is left of the cool-down; None when there is none."""
-        left = self._reopens_at - self._clock()
-        return timedelta(seconds=left) if self._label is CircuitBreakerState.OPEN and left > 0 else None
+        """What is left until a call may be admitted; None when one would be now."""
+        left = self.time_left()
+        return None if left is None else timedelta(seconds=left)
 
     @property
     def opens_at(self) -> datetime | None:
-        """When the next probe is let through, aware UTC; None unless open."""
+        """When a call may be admitted, aware UTC; None when one would be now."""
         left = self.time_until_open
         return None if left is None else datetime.now(UTC) + left
 
-    def check(self) -> None:
-        """Refuse early, before a caller queues for anything; changes nothing.
+    def refusal(self, left: float) -> BreakerOpen:
+        """Why callers are kept away, and when it is worth asking again."""
+        if self.effective is BreakerState.ISOLATED:
+            who = f"{self.service} is isolated by {self._shared.actor or 'an operator'}"
+            detail = f"{who}: {self._shared.reason}" if self._shared.reason else who
+            return BreakerOpen(detail, service=self.service, retry_after=min(left, ISOLATED_RETRY))
+        if self.effective is BreakerState.HALF_OPEN:
+            detail = f"{self.service} is being tried by another call"
+            return BreakerOpen(detail, service=self.service, retry_after=min(left, PROBE_WAIT), probing=True)
+        detail = f"{self.service} is kept away from for {left:.1f} s"
+        return BreakerOpen(detail, service=self.service, retry_after=left)
 
-        Raises:
-            BreakerOpen: the call would not be admitted now.
-        """
-        if self._label is CircuitBreakerState.CLOSED:
-            return
-        left = self._time_left()
-        if left > 0:
-            raise BreakerOpen(
-                f"{self.service} is kept away from for {left:.1f} s", service=self.service, retry_after=left
-            )
-
-    def _time_left(self) -> float:
-        """Seconds until a call would be admitted."""
-        if self._label is CircuitBreakerState.OPEN:
-            return self._reopens_at - self._clock()
-        return 0.0 if self._probe_ends_at is None else self._probe_ends_at - self._clock()
-
-    def admit(self) -> Permit:
-        """Let one call through, as the probe if the cool-down is over.
-
-        Raises:
-            BreakerOpen: the cool-down runs, or another call is the probe.
-        """
-        self.check()
-        probe = self._label is not CircuitBreakerState.CLOSED
-        if probe:
-            if self._label is CircuitBreakerState.OPEN:
-                self._move(CircuitBreakerState.HALF_OPEN)
-            self._epoch += 1  # a probe whose lease ran out may no longer decide
-            self._probe_ends_at = self._clock() + PROBE_LEASE
-        return Permit(self, self._epoch, self._failures, probe)
-
-    def settle(self, permit: Permit, outcome: Verdict) -> None:
-        """Count an outcome; one that belongs to an earlier state of the breaker is dropped."""
-        if permit.epoch != self._epoch:
-            self.stale_results += 1
-        elif permit.probe:
-            self._settle_probe(outcome)
-        elif outcome is Verdict.SUCCESS:
-            self._forgiven = max(self._forgiven, permit.seen)
-        elif outcome is Verdict.FAILURE:
-            self._failures += 1
-            if self.fail_counter >= self.fail_max:
-                self.open()
-
-    def _settle_probe(self, outcome: Verdict) -> None:
-        self._probe_ends_at = None
-        if outcome is Verdict.SUCCESS:
-            self.close()
-        elif outcome is Verdict.FAILURE:
-            self.open()
-
-    def open(self) -> None:
-        """Keep callers away for the whole cool-down from now on."""
-        self._reopens_at = self._clock() + self.timeout_duration.total_seconds()
-        self._move(CircuitBreakerState.OPEN)
-
-    def half_open(self) -> None:
-        """Let one probe through now."""
-        self._move(CircuitBreakerState.HALF_OPEN)
-
-    def close(self) -> None:
-        """Let everybody through and forget the failures."""
-        self._forgiven = self._failures
-        self._move(CircuitBreakerState.CLOSED)
-
-    def _move(self, label: CircuitBreakerState) -> None:
-        self._epoch += 1
-        self._probe_ends_at = None
-        previous, self._label = self._state, label
-        self._state = self._create_new_state(label, prev_state=previous)
+    def moved(self, before: BreakerState, after: BreakerState) -> None:
+        """Log it, and tell the listeners."""
+        log.warning("breaker_moved", service=self.service, before=before, state=after, error=self.last_error)
+        old, new = (self._create_new_state(LABELS[state]) for state in (before, after))
         for listener in self.listeners:
-            listener.state_change(self, previous, self._state)
+            try:
+                listener.state_change(self, old, new)
+            except Exception:  # a listener changes nothing, whatever it does
+                log.exception("breaker_listener_failed", service=self.service)
+
+    @asynccontextmanager
+    async def permit(self) -> AsyncIterator[Permit]:
+        """Admit what runs inside, and count how it ended: for streams, and for what is not HTTP.
+
+        Raises:
+            BreakerOpen: it is not admitted.
+        """
+        permit = self._closed or await self.admit()
+        try:
+            yield permit
+        except Exception as error:
+            permit.end(classify(error, service=self.service))
+            raise
+        except BaseException:
+            permit.settle(Verdict.NEUTRAL)
+            raise
+        permit.settle(Verdict.SUCCESS)
 
     async def call_async(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Await ``func`` under this breaker; its own error is raised, classified for the count only."""
-        permit = self.admit()
-        outcome = Verdict.NEUTRAL
+        """Await ``func`` under this breaker; its own error is raised. A returned HTTP error counts."""
+        permit = self._closed or await self.admit()
         try:
             result = await func(*args, **kwargs)
-            outcome = Verdict.SUCCESS
         except Exception as error:
-            seen = classify_exception(error, service=self.service, safety=Safety.IDEMPOTENT, sent=True)
-            outcome = verdict(seen, service=self.service)
+            permit.end(classify(error, service=self.service))
             raise
-        finally:
-            permit.settle(outcome)
+        except BaseException:
+            permit.settle(Verdict.NEUTRAL)
+            raise
+        permit.end(classify(result, service=self.service))
         return result
 
     def call(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: a coroutine would count as a success before it ran."""
         raise TypeError("use call_async")
-
-
-@dataclass(slots=True)
-class Breakers:
-    """The breakers of one process, made when first asked for."""
-
-    clock: Clock = time.monotonic
-    policies: Mapping[str, BreakerPolicy] = field(default_factory=dict)
-    known: dict[str, ServiceBreaker] = field(default_factory=dict)
-
-    def get(self, service: str) -> ServiceBreaker:
-        """The breaker of a service.
-
-        Raises:
-            ValueError: no such service; the message lists the known ones.
-        """
-        if service not in SERVICES:
-            raise ValueError(f"unknown service {service!r}; known are {', '.join(SERVICES)}")
-        if service not in self.known:
-            policy = self.policies.get(service, DATABASE_POLICY if service == "database" else BreakerPolicy())
-            self.known[service] = ServiceBreaker(
-                service, fail_max=policy.fail_max, reset_timeout=policy.reset_timeout, clock=self.clock
-            )
-        return self.known[service]
-
-
-_PROCESS = Breakers()
-
-
-def get_breaker(service: str) -> ServiceBreaker:
-    """Look up the breaker of a service in this process."""
-    return _PROCESS.get(service)

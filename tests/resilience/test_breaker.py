@@ -4,17 +4,10 @@
 import aiobreaker
 import pytest
 
-from app.resilience.breaker import (
-    PROBE_LEASE,
-    SERVICES,
-    Breakers,
-    CircuitBreakerState,
-    Permit,
-    ServiceBreaker,
-    get_breaker,
-)
-from app.resilience.classify import Verdict
-from app.resilience.errors import BreakerOpen, TransientError
+from app.resilience import SERVICES, BreakerOpen, BreakerPolicy, Breakers, ServiceBreaker
+from app.resilience.breaker import CircuitBreakerState
+from app.resilience.circuit import PROBE_LEASE, Permit
+from app.resilience.errors import TransientError, Verdict
 
 
 class Clock:
@@ -35,19 +28,21 @@ def breaker(clock: Clock) -> ServiceBreaker:
     return ServiceBreaker("intune", clock=clock)
 
 
-def fail(breaker: ServiceBreaker, times: int) -> None:
+async def fail(breaker: ServiceBreaker, times: int) -> None:
     for _ in range(times):
-        breaker.admit().settle(Verdict.FAILURE)
+        (await breaker.admit()).settle(Verdict.FAILURE)
 
 
-def test_the_fifth_failure_in_a_row_opens_for_sixty_seconds(breaker: ServiceBreaker, clock: Clock) -> None:
-    fail(breaker, 4)
+async def test_the_fifth_failure_in_a_row_opens_for_sixty_seconds(
+    breaker: ServiceBreaker, clock: Clock
+) -> None:
+    await fail(breaker, 4)
     assert breaker.current_state is CircuitBreakerState.CLOSED
-    fail(breaker, 1)
+    await fail(breaker, 1)
 
     clock.now += 10
     with pytest.raises(BreakerOpen) as refused:
-        breaker.admit()
+        (await breaker.admit())
 
     assert refused.value.retry_after == pytest.approx(50.0)
     assert refused.value.service == "intune"
@@ -56,34 +51,36 @@ def test_the_fifth_failure_in_a_row_opens_for_sixty_seconds(breaker: ServiceBrea
     assert breaker.opens_at is not None
 
 
-def test_a_success_forgives_only_what_came_before_it_began(breaker: ServiceBreaker) -> None:
-    fail(breaker, 2)
-    early = breaker.admit()
-    fail(breaker, 2)
+async def test_a_success_forgives_only_what_came_before_it_began(breaker: ServiceBreaker) -> None:
+    await fail(breaker, 2)
+    early = await breaker.admit()
+    await fail(breaker, 2)
 
     early.settle(Verdict.SUCCESS)
 
     assert breaker.fail_counter == 2
 
 
-def test_neutral_outcomes_neither_open_nor_forgive(breaker: ServiceBreaker) -> None:
-    fail(breaker, 4)
+async def test_neutral_outcomes_neither_open_nor_forgive(breaker: ServiceBreaker) -> None:
+    await fail(breaker, 4)
     for _ in range(20):
-        breaker.admit().settle(Verdict.NEUTRAL)
+        (await breaker.admit()).settle(Verdict.NEUTRAL)
 
     assert breaker.fail_counter == 4
     assert breaker.current_state is CircuitBreakerState.CLOSED
 
 
-def test_half_open_admits_one_probe_and_its_success_closes(breaker: ServiceBreaker, clock: Clock) -> None:
-    fail(breaker, 5)
+async def test_half_open_admits_one_probe_and_its_success_closes(
+    breaker: ServiceBreaker, clock: Clock
+) -> None:
+    await fail(breaker, 5)
     clock.now += 60
 
-    probe = breaker.admit()
+    probe = await breaker.admit()
     refused = 0
     for _ in range(50):
         with pytest.raises(BreakerOpen):
-            breaker.admit()
+            (await breaker.admit())
         refused += 1
     probe.settle(Verdict.SUCCESS)
 
@@ -91,14 +88,14 @@ def test_half_open_admits_one_probe_and_its_success_closes(breaker: ServiceBreak
     assert breaker.current_state is CircuitBreakerState.CLOSED
     assert breaker.fail_counter == 0
     assert breaker.opens_at is None
-    assert breaker.admit().probe is False
+    assert (await breaker.admit()).probe is False
 
 
-def test_a_failed_probe_opens_for_the_whole_time_again(breaker: ServiceBreaker, clock: Clock) -> None:
-    fail(breaker, 5)
+async def test_a_failed_probe_opens_for_the_whole_time_again(breaker: ServiceBreaker, clock: Clock) -> None:
+    await fail(breaker, 5)
     clock.now += 60
 
-    breaker.admit().settle(Verdict.FAILURE)
+    (await breaker.admit()).settle(Verdict.FAILURE)
 
     assert breaker.current_state is CircuitBreakerState.OPEN
     clock.now += 59.9
@@ -108,21 +105,23 @@ def test_a_failed_probe_opens_for_the_whole_time_again(breaker: ServiceBreaker, 
     breaker.check()
 
 
-def test_a_cancelled_probe_hands_over_at_once(breaker: ServiceBreaker, clock: Clock) -> None:
-    fail(breaker, 5)
+async def test_a_cancelled_probe_hands_over_at_once(breaker: ServiceBreaker, clock: Clock) -> None:
+    await fail(breaker, 5)
     clock.now += 60
-    breaker.admit().settle(Verdict.NEUTRAL)
+    (await breaker.admit()).settle(Verdict.NEUTRAL)
 
-    assert breaker.admit().probe
+    assert (await breaker.admit()).probe
 
 
-def test_a_probe_that_never_ends_loses_its_lease_and_its_say(breaker: ServiceBreaker, clock: Clock) -> None:
-    fail(breaker, 5)
+async def test_a_probe_that_never_ends_loses_its_lease_and_its_say(
+    breaker: ServiceBreaker, clock: Clock
+) -> None:
+    await fail(breaker, 5)
     clock.now += 60
-    lost = breaker.admit()
+    lost = await breaker.admit()
     clock.now += PROBE_LEASE
 
-    second = breaker.admit()
+    second = await breaker.admit()
     lost.settle(Verdict.SUCCESS)
 
     assert second.probe
@@ -130,11 +129,11 @@ def test_a_probe_that_never_ends_loses_its_lease_and_its_say(breaker: ServiceBre
     assert breaker.stale_results == 1
 
 
-def test_results_of_calls_begun_before_it_opened_change_nothing(
+async def test_results_of_calls_begun_before_it_opened_change_nothing(
     breaker: ServiceBreaker, clock: Clock
 ) -> None:
-    early: list[Permit] = [breaker.admit() for _ in range(10)]
-    fail(breaker, 5)
+    early: list[Permit] = [(await breaker.admit()) for _ in range(10)]
+    await fail(breaker, 5)
     clock.now += 30
 
     for number, permit in enumerate(early):
@@ -145,7 +144,7 @@ def test_results_of_calls_begun_before_it_opened_change_nothing(
     assert breaker.time_until_open.total_seconds() == pytest.approx(30.0)
 
 
-def test_listeners_see_the_librarys_states(breaker: ServiceBreaker) -> None:
+async def test_listeners_see_the_librarys_states(breaker: ServiceBreaker) -> None:
     seen: list[tuple[str, str]] = []
 
     class Listener(aiobreaker.CircuitBreakerListener):  # type: ignore[misc]
@@ -153,7 +152,7 @@ def test_listeners_see_the_librarys_states(breaker: ServiceBreaker) -> None:
             seen.append((type(before).__name__, type(after).__name__))
 
     breaker.add_listener(Listener())
-    fail(breaker, 5)
+    await fail(breaker, 5)
 
     assert seen == [("CircuitClosedState", "CircuitOpenState")]
 
@@ -184,33 +183,32 @@ async def test_call_async_counts_neither_bugs_nor_refusals(breaker: ServiceBreak
     assert breaker.fail_counter == 0
 
 
-def test_the_synchronous_call_is_refused(breaker: ServiceBreaker) -> None:
+async def test_the_synchronous_call_is_refused(breaker: ServiceBreaker) -> None:
     with pytest.raises(TypeError):
         breaker.call(print)
 
 
 @pytest.mark.parametrize(("fail_max", "reset_timeout"), [(0, 60.0), (5, 0.0), (5, -1.0)])
-def test_a_breaker_that_could_never_work_is_refused(fail_max: int, reset_timeout: float) -> None:
+async def test_a_breaker_that_could_never_work_is_refused(fail_max: int, reset_timeout: float) -> None:
     with pytest.raises(ValueError, match="above zero"):
-        ServiceBreaker("intune", fail_max=fail_max, reset_timeout=reset_timeout)
+        BreakerPolicy(fail_max=fail_max, reset_timeout=reset_timeout)
 
 
-def test_the_registry_knows_its_services_and_lists_them_for_others(clock: Clock) -> None:
+async def test_the_registry_knows_its_services_and_lists_them_for_others(clock: Clock) -> None:
     breakers = Breakers(clock=clock)
 
     assert len(SERVICES) == 18
     assert breakers.get("intune") is breakers.get("intune")
     assert breakers.get("database").timeout_duration.total_seconds() == 30
     assert breakers.get("jamf").timeout_duration.total_seconds() == 60
-    assert get_breaker("intune") is get_breaker("intune")
     with pytest.raises(ValueError, match="vulnerability_scanner"):
         breakers.get("nobody")
 
 
-def test_a_manual_half_open_and_close(breaker: ServiceBreaker) -> None:
-    fail(breaker, 5)
+async def test_a_manual_half_open_and_close(breaker: ServiceBreaker) -> None:
+    await fail(breaker, 5)
     breaker.half_open()
-    assert breaker.admit().probe
+    assert (await breaker.admit()).probe
     breaker.close()
     assert breaker.state.state is CircuitBreakerState.CLOSED
     assert isinstance(BreakerOpen("x", service="intune"), Exception)
