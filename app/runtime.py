@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process is made of, built once, closed in reverse: engines, queue client, connectors, policy."""
 
+import os
+import secrets
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -21,10 +24,11 @@ from app.database import database_url, open_accept_engine, open_engine
 from app.domain.gates import GatePolicy, load_policy
 from app.doorbell import Doorbell
 from app.errors import Invalid
-from app.redis import open_redis
-from app.resilience.breaker import SERVICES, BreakerPolicy, Breakers
+from app.redis import open_hasty_redis, open_redis
+from app.resilience import SERVICES, BreakerPolicy, Breakers
+from app.resilience.registry import in_use
+from app.resilience.status import DEFAULT_POLICY, DEFAULTS
 from app.settings import Settings
-from app.telemetry import correlation_id
 
 Clock = Callable[[], datetime]
 
@@ -48,6 +52,7 @@ class Runtime:
     accept_engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
     redis: ArqRedis
+    breakers: Breakers
     doorbell: Doorbell
     connectors: Mapping[Plane, Connector]
     unconfigured: Mapping[Plane, str]
@@ -81,13 +86,12 @@ class Runtime:
             await greenlet_spawn(pooled.close)
 
 
-def connector_services(settings: Settings) -> Services:
+def connector_services(settings: Settings, breakers: Breakers) -> Services:
     """What every connector is handed; any local file may be sent only while every plane is a sandbox."""
     return Services(
         spool=settings.data_dir / "spool",
         files=FileRules(settings.package_roots, allow_any_file=catalogue.is_all_sandbox(settings.planes)),
-        breakers=Breakers(policies=breaker_policies(settings)),
-        correlation_id=current_correlation_id,
+        breakers=breakers,
     )
 
 
@@ -100,15 +104,14 @@ def breaker_policies(settings: Settings) -> dict[str, BreakerPolicy]:
     if unknown := set(settings.breakers) - set(SERVICES):
         raise Invalid(f"EUCORA_BREAKERS: no service {min(unknown)!r}; known are {', '.join(SERVICES)}")
     return {
-        service: BreakerPolicy(policy.fail_max, policy.reset_timeout)
+        service: replace(DEFAULTS.get(service, DEFAULT_POLICY), **policy.model_dump(exclude_none=True))
         for service, policy in settings.breakers.items()
     }
 
 
-def current_correlation_id() -> str | None:
-    """The id of the request or operation this code runs for."""
-    identity = correlation_id.get()
-    return None if identity is None else str(identity)
+def process_name(process: str) -> str:
+    """How the other processes call this one: kind, host, pid, and a part nobody else will have."""
+    return f"{process}:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def check_settings(settings: Settings) -> tuple[URL, str, GatePolicy]:
@@ -142,8 +145,15 @@ async def open_runtime(
         redis = open_redis(redis_url)
         stack.push_async_callback(redis.aclose)
         doorbell = await stack.enter_async_context(Doorbell(url))
+        breakers = Breakers(policies=breaker_policies(settings))
+        signals = open_hasty_redis(redis_url)
+        stack.push_async_callback(signals.aclose)
+        await stack.enter_async_context(breakers.shared(signals, process=process_name(process)))
+        stack.enter_context(in_use(breakers))
         planes = await stack.enter_async_context(
-            catalogue.open_planes(settings.planes, settings.sandbox_url, connector_services(settings))
+            catalogue.open_planes(
+                settings.planes, settings.sandbox_url, connector_services(settings, breakers)
+            )
         )
         yield Runtime(
             settings=settings,
@@ -152,6 +162,7 @@ async def open_runtime(
             accept_engine=accept_engine,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
             redis=redis,
+            breakers=breakers,
             doorbell=doorbell,
             connectors=MappingProxyType(planes.connectors),
             unconfigured=MappingProxyType(planes.unconfigured),

@@ -63,10 +63,18 @@ class WorkerSettings(Part):
 
 
 class BreakerSettings(Part):
-    """When a service's breaker opens: after ``fail_max`` failures in a row, for ``reset_timeout`` seconds."""
+    """When a service's breaker opens, and for how many seconds; what is not set stays as it is.
 
-    fail_max: PositiveInt = 5
-    reset_timeout: PositiveFloat = 60.0
+    After ``fail_max`` failures in a row, or when of ``minimum_calls`` within ``window`` seconds the share
+    ``failure_rate`` failed; in all processes if ``quorum`` of them say so.
+    """
+
+    fail_max: PositiveInt | None = None
+    reset_timeout: PositiveFloat | None = None
+    failure_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    minimum_calls: PositiveInt | None = None
+    window: PositiveFloat | None = None
+    quorum: PositiveInt | None = None
 
 
 class Settings(BaseSettings):

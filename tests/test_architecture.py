@@ -23,7 +23,7 @@ BANNED = {"utils", "util", "helpers", "helper", "common", "manager", "managers",
 ONLY_IMPORTER = {
     "aiobreaker": "app/resilience/breaker.py",
     "tenacity": "app/resilience/retry.py",
-    "httpx_aiohttp": "app/resilience/http.py",
+    "httpx_aiohttp": "app/resilience/transport.py",
 }
 
 

@@ -12,6 +12,7 @@ import httpx
 from app.connectors.sources import PACKAGE_SOURCE, FileRules
 from app.resilience import (
     DEFAULT_RETRY,
+    BreakerPolicy,
     Breakers,
     ResilientClient,
     RetryProfile,
@@ -22,11 +23,6 @@ from app.resilience.auth import Authenticator
 from app.resilience.http import text_of
 
 
-def no_correlation_id() -> str | None:
-    """Outside of any operation or request."""
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Services:
     """One per process. ``spool`` is a folder of its own on a disk with room for twice the largest package."""
@@ -34,7 +30,6 @@ class Services:
     spool: Path
     files: FileRules = field(default_factory=FileRules)
     breakers: Breakers = field(default_factory=Breakers)
-    correlation_id: Callable[[], str | None] = no_correlation_id
     profile: RetryProfile = DEFAULT_RETRY
     certificates: ssl.SSLContext | None = None
 
@@ -55,8 +50,7 @@ class Services:
             auth=auth,
             max_concurrency=max_concurrency,
             profile=profile or self.profile,
-            breaker=self.breakers.get(service),
-            correlation_id=self.correlation_id,
+            breakers=self.breakers,
             verify=self.certificates,
             describe=describe,
         )
@@ -67,12 +61,12 @@ class Services:
         Packages lie on hosts that have nothing to do with each other, so neither the service's breaker nor a
         queue is shared: a dead host costs its own downloads their attempts, and nobody has to wait for it.
         """
+        never = BreakerPolicy(fail_max=sys.maxsize, minimum_calls=sys.maxsize)
         return create_resilient_client(
             PACKAGE_SOURCE,
             max_concurrency=1,
             profile=self.profile,
-            breaker=ServiceBreaker(PACKAGE_SOURCE, fail_max=sys.maxsize),
-            correlation_id=self.correlation_id,
+            breaker=ServiceBreaker(PACKAGE_SOURCE, never),
             verify=self.certificates,
             describe=_reason,
         )

@@ -1,100 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers around every call out, in this order: deadline, retry, bulkhead, breaker, attempt timeout."""
+"""The layers around every call out, from the outside in.
+
+Deadline, operators' orders, rate gate, retry, bulkhead, breaker, attempt timeout, the call, its class. The
+breaker is asked twice: before the queue of the bulkhead, so that nobody waits for a refusal, and after it. A
+pause between attempts holds no permit of either. The attempt timeout is innermost, so that a call which hangs
+counts as a failure of the service.
+"""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
+from app import telemetry
+from app.resilience import deadline, metrics
 from app.resilience.breaker import ServiceBreaker
 from app.resilience.bulkhead import Bulkhead
-from app.resilience.classify import Safety, Verdict, classify_exception, verdict
-from app.resilience.errors import CallError
-from app.resilience.retry import RetryProfile, with_retry
+from app.resilience.circuit import Permit
+from app.resilience.classify import Safety, classify, classify_exception, out_of_time
+from app.resilience.errors import CallError, DeadlineExceeded, LocalSaturation, Throttled, Unexpected, Verdict
+from app.resilience.retry import SHORTEST_ATTEMPT, Retries, RetryProfile, is_repeatable
+from app.resilience.status import ClientPolicy
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+log = telemetry.logger(__name__)
+
+PROBE_MARGIN = 5.0
+"""Seconds that a probe's lease outlasts its attempt: nobody probes while it may still succeed."""
+ALARMING_PAUSE = 900.0
+"""Seconds of a pause that a service asks for from which on somebody should know."""
 
 
-@dataclass(slots=True)
 class Attempt:
     """One try of a call: ``sent`` becomes true when the first byte may have reached the service."""
 
-    sent: bool = False
+    __slots__ = ("number", "sent")
+
+    def __init__(self, number: int = 1) -> None:
+        self.number = number
+        self.sent = False
 
 
-@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """What is to be done, how often and for how long; ``until`` on ``time.monotonic()``."""
+
+    __slots__ = ("function", "profile", "safety", "until")
+
+    def __init__(
+        self, function: Callable[[Attempt], Awaitable[T]], safety: Safety, profile: RetryProfile, until: float
+    ) -> None:
+        self.function = function
+        self.safety = safety
+        self.profile = profile
+        self.until = until
+
+    def may_repeat(self, error: BaseException, attempt: Attempt) -> bool:
+        """Whether to try again after ``attempt`` ended in ``error``."""
+        return is_repeatable(error, may_repeat=self.safety is not Safety.UNSAFE or not attempt.sent)
+
+
 class Guard:
-    """What stands between one service and its callers in this process."""
+    """What stands between one service and the callers of one client in this process."""
 
-    service: str
-    breaker: ServiceBreaker
-    bulkhead: Bulkhead
+    __slots__ = ("_good", "_seconds", "breaker", "bulkhead", "service")
+
+    def __init__(self, service: str, breaker: ServiceBreaker, bulkhead: Bulkhead) -> None:
+        self.service = service
+        self.breaker = breaker
+        self.bulkhead = bulkhead
+        self._good = metrics.good_attempts(service)
+        self._seconds = metrics.seconds(service)
+
+    def policy(self, profile: RetryProfile) -> ClientPolicy:
+        """What is in force here."""
+        return ClientPolicy(profile, self.bulkhead.limit, self.bulkhead.longest_queue)
 
     async def run(
         self, function: Callable[[Attempt], Awaitable[T]], *, safety: Safety, profile: RetryProfile
     ) -> T:
-        """Await ``function`` as often as the profile and ``safety`` allow.
+        """Await ``function`` as often as the profile and ``safety`` allow, within the deadline of the work.
 
         Raises:
             CallError: the class of the last attempt's outcome, or why none was made.
         """
-        deadline = time.monotonic() + profile.total
+        now = time.monotonic()
+        call = Call(function, safety, profile, deadline.earliest(now + profile.total))
+        attempt = Attempt()
+        self.breaker.budget.earn()
+        try:
+            return await self._once(call, attempt, now)
+        except CallError as error:
+            if profile.attempts < 2 or not call.may_repeat(error, attempt):
+                raise
+            return await self._again(error, call)
+
+    async def _again(self, first: CallError, call: Call[T]) -> T:
+        retries = Retries(self.service, call.profile, self.breaker.budget, call.until)
         latest = Attempt()
 
         async def attempt() -> T:
             nonlocal latest
-            latest = Attempt()
-            return await self._once(
-                function, latest, safety=safety, limit=profile.attempt_timeout, deadline=deadline
-            )
+            latest = Attempt(latest.number + 1)
+            return await self._once(call, latest, time.monotonic())
 
-        def may_repeat() -> bool:
-            return safety is not Safety.UNSAFE or not latest.sent
+        def repeatable(error: BaseException) -> bool:
+            return error is first or call.may_repeat(error, latest)
 
-        return await with_retry(attempt, profile=profile, deadline=deadline, may_repeat=may_repeat)
+        try:
+            return await retries.after(first, attempt, repeatable)
+        except CallError as error:
+            if not retries.broke:
+                raise
+            metrics.rejected(self.service, "retry_budget")
+            detail = f"{self.service} fails so often that nothing is tried again now; at last: {error.detail}"
+            raise LocalSaturation(detail, service=self.service, retry_after=1.0) from error
 
-    async def _once(
-        self,
-        function: Callable[[Attempt], Awaitable[T]],
-        attempt: Attempt,
-        *,
-        safety: Safety,
-        limit: float,
-        deadline: float,
-    ) -> T:
-        self.breaker.check()
-        async with self.bulkhead.permit(within=deadline - time.monotonic()):
-            permit = self.breaker.admit()
-            outcome = Verdict.NEUTRAL
-            cut_short = deadline - time.monotonic() < limit
-            try:
-                async with asyncio.timeout_at(self._limit(limit, deadline)):
-                    result = await function(attempt)
-                outcome = Verdict.SUCCESS
-            except Exception as error:
-                failure = classify_exception(error, service=self.service, safety=safety, sent=attempt.sent)
-                if not (cut_short and isinstance(error, TimeoutError)):
-                    outcome = verdict(failure, service=self.service)
-                self._tell(failure, outcome)
-                if failure is error:
-                    raise
-                raise failure from error
-            finally:
-                permit.settle(outcome)
-            return result
+    async def _once(self, call: Call[T], attempt: Attempt, now: float) -> T:
+        """One attempt through all layers below the retries."""
+        breaker, until = self.breaker, call.until
+        if breaker.admit_now() is None or breaker.gate.opens_at > now or until - now < SHORTEST_ATTEMPT:
+            await self._refuse_early(until)
+        await self._queue(until)
+        try:
+            permit = breaker.admit_now() or await self._ask(call.profile)
+            return await self._attempt(call, attempt, permit)
+        finally:
+            self.bulkhead.release()
 
-    @staticmethod
-    def _limit(limit: float, deadline: float) -> float:
-        """When this attempt ends, on the event loop's clock."""
-        return asyncio.get_running_loop().time() + min(limit, deadline - time.monotonic())
+    async def _attempt(self, call: Call[T], attempt: Attempt, permit: Permit) -> T:
+        began = time.monotonic()
+        left, limit = call.until - began, call.profile.attempt_timeout
+        try:
+            async with asyncio.timeout(min(left, limit)) as timer:
+                result = await call.function(attempt)
+        except Exception as error:
+            is_late = left < limit and timer.expired() and isinstance(error, TimeoutError)
+            failure = self._failed(error, attempt, call.safety, permit, is_late=is_late)
+            if failure is error:
+                raise
+            raise failure from error
+        except BaseException:
+            permit.settle(Verdict.NEUTRAL)
+            raise
+        permit.settle(Verdict.SUCCESS)
+        self._good.inc()
+        self._seconds.observe(time.monotonic() - began)
+        return result
 
-    def _tell(self, failure: CallError, outcome: Verdict) -> None:
+    async def _refuse_early(self, until: float) -> None:
+        """Before a caller queues: what would refuse it anyway, and the pause that the service asked for."""
+        try:
+            self.breaker.check()
+            await self.breaker.gate.wait(until=until)
+            if until - time.monotonic() < SHORTEST_ATTEMPT:
+                detail = f"no time is left for a call to {self.service}"
+                raise DeadlineExceeded(detail, service=self.service)
+        except CallError as error:
+            metrics.rejected(self.service, error.code)
+            raise
+
+    async def _queue(self, until: float) -> None:
+        try:
+            await self.bulkhead.acquire(within=until - time.monotonic())
+        except LocalSaturation as error:
+            metrics.rejected(self.service, error.code)
+            raise
+
+    async def _ask(self, profile: RetryProfile) -> Permit:
+        try:
+            return await self.breaker.admit(lease=profile.attempt_timeout + PROBE_MARGIN)
+        except CallError as error:
+            metrics.rejected(self.service, error.code)
+            raise
+
+    def _failed(
+        self, error: Exception, attempt: Attempt, safety: Safety, permit: Permit, *, is_late: bool
+    ) -> CallError:
+        """The class of a failed attempt, once breaker, gate, metrics and log know of it."""
+        if is_late:
+            failure = out_of_time(self.service, safety=safety, sent=attempt.sent)
+            permit.settle(Verdict.NEUTRAL)
+        else:
+            found = classify(error, service=self.service, safety=safety, sent=attempt.sent)
+            failure = found if found is not None else Unexpected(repr(error), service=self.service)
+            permit.end(failure)
+        if isinstance(failure, Throttled) and failure.service == self.service:
+            self._pause(failure)
+        metrics.failed(self.service, failure.code)
         log.info(
-            "call to %s failed: %s",
-            self.service,
-            failure.code,
-            extra={"status": failure.status, "verdict": outcome.value},
+            "call_failed",
+            service=self.service,
+            attempt=attempt.number,
+            code=failure.code,
+            error_class=failure.error_class,
+            status=failure.status,
+            kept_away=failure.kept_away,
         )
+        return failure
+
+    def broke_off(self, error: Exception, *, safety: Safety) -> CallError:
+        """The class of an error in a body that the caller reads after its call was answered."""
+        permit = self.breaker.admit_now()
+        if permit is None:
+            return classify_exception(error, service=self.service, safety=safety, sent=True)
+        began = Attempt()
+        began.sent = True
+        return self._failed(error, began, safety, permit, is_late=False)
+
+    def _pause(self, failure: Throttled) -> None:
+        self.breaker.gate.throttle(failure.retry_after)
+        metrics.throttled(self.service)
+        if (failure.retry_after or 0.0) >= ALARMING_PAUSE:
+            log.error("service_asks_for_a_long_pause", service=self.service, seconds=failure.retry_after)

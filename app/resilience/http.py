@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client for every HTTP call out; the only user of the transport below httpx.
+"""The client for every HTTP call out.
 
 An answer is returned only if it is one the caller can work with (2xx, 304, or a status named in ``accept``);
 everything else is raised as its class of ``errors``.
@@ -7,27 +7,26 @@ everything else is raised as its class of ``errors``.
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, NoReturn
-from urllib.request import getproxies, proxy_bypass
 from uuid import uuid4
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
+from app import telemetry
+from app.resilience import registry, transport
 from app.resilience.auth import Authenticator
-from app.resilience.breaker import ServiceBreaker, get_breaker
+from app.resilience.breaker import ServiceBreaker
 from app.resilience.bulkhead import Bulkhead
-from app.resilience.classify import Safety, classify_exception, classify_response, default_safety
-from app.resilience.errors import CallError, PermanentError
+from app.resilience.classify import Safety, classify_response, default_safety
+from app.resilience.errors import AuthExpired, CallError, PermanentError
 from app.resilience.guard import Attempt, Guard
+from app.resilience.registry import Breakers
 from app.resilience.retry import DEFAULT_RETRY, RetryProfile
+from app.resilience.transport import Wire
 
 MAX_ANSWER_BYTES = 10 * 2**20
 MAX_EXCERPT_CHARACTERS = 400
@@ -38,8 +37,6 @@ LOOKS_SECRET = re.compile(
     r"(?i)(bearer\s+|\b(?:sig|token|secret|password|client_secret|access_token|api_?key)\b[\"']?\s*[=:]\s*[\"']?)"
     r"[^\s&\"',;}]+"
 )
-
-_attempt: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +76,30 @@ def create_resilient_client(
     auth: Authenticator | None = None,
     max_concurrency: int = 10,
     profile: RetryProfile = DEFAULT_RETRY,
+    breakers: Breakers | None = None,
     breaker: ServiceBreaker | None = None,
-    correlation_id: Callable[[], str | None] = lambda: None,
     verify: ssl.SSLContext | None = None,
     describe: Callable[[httpx.Response], str] = text_of,
 ) -> "ResilientClient":
     """A client of one service, to be shared by all callers of this process and closed at the end.
 
-    ``auth`` is used for addresses of ``base_url``'s origin only. ``correlation_id`` tells the current one for
-    requests that do not bring their own ``X-Correlation-ID``; ``describe`` finds the vendor's words in a
+    ``auth`` is used for addresses of ``base_url``'s origin only. ``breakers``: where the service's breaker
+    is, by default this process's; ``breaker``: one of its own. ``describe`` finds the vendor's words in a
     refusal.
+
+    Raises:
+        UnknownService: the message lists the known ones.
     """
-    guard = Guard(service, breaker or get_breaker(service), Bulkhead(service, max_concurrency))
-    wire = _Wire(verify or _certificates(), max_concurrency)
+    known = breakers or registry.current()
+    guard = Guard(service, breaker or known.get(service), Bulkhead(service, max_concurrency))
+    if breaker is None:
+        known.serves(service, guard.policy(profile))
     return ResilientClient(
         guard,
-        wire,
+        Wire(max_concurrency, verify),
         base_url=base_url,
         token_source=auth,
         profile=profile,
-        correlation_id=correlation_id,
         describe=describe,
     )
 
@@ -109,12 +110,11 @@ class ResilientClient(httpx.AsyncClient):
     def __init__(
         self,
         guard: Guard,
-        wire: "_Wire",
+        wire: Wire,
         *,
         base_url: str,
         token_source: Authenticator | None,
         profile: RetryProfile,
-        correlation_id: Callable[[], str | None],
         describe: Callable[[httpx.Response], str],
     ) -> None:
         timeout = httpx.Timeout(profile.attempt_timeout, connect=CONNECT_TIMEOUT, pool=None)
@@ -124,7 +124,6 @@ class ResilientClient(httpx.AsyncClient):
         self._wire = wire
         self._token_source = token_source
         self._profile = profile
-        self._correlation_id = correlation_id
         self._describe = describe
 
     async def send(
@@ -142,12 +141,12 @@ class ResilientClient(httpx.AsyncClient):
             raise RuntimeError(f"the client of {self.service} is closed")
         options = CallOptions.of(request, self._profile)
         await request.aread()  # it may have to be sent again
-        request.headers.setdefault("X-Correlation-ID", self._correlation_id() or str(uuid4()))
+        _correlate(request.headers)
         if self._token_source is not None and self._is_at_home(request.url):
             await self._token_source.token()  # outside the guard: its troubles are not this service's
 
         async def exchange(attempt: Attempt) -> httpx.Response:
-            _attempt.set(attempt)
+            transport.attempt.set(attempt)
             return await self._exchange(request, options, stream=stream)
 
         return await self._guard.run(exchange, safety=options.safety, profile=options.profile)
@@ -172,7 +171,8 @@ class ResilientClient(httpx.AsyncClient):
             return await self._follow(request)
         token = await self._token_source.token()
         response = await self._follow(_with_token(request, token))
-        if response.status_code != HTTPStatus.UNAUTHORIZED:
+        refused = classify_response(response, service=self.service, safety=Safety.IDEMPOTENT, refreshed=False)
+        if not isinstance(refused, AuthExpired):
             return response
         await response.aclose()
         return await self._follow(_with_token(request, await self._token_source.renew(token)))
@@ -201,7 +201,7 @@ class ResilientClient(httpx.AsyncClient):
         return _origin(url) == _origin(self.base_url)
 
     def _handed_over(self, response: httpx.Response, options: CallOptions) -> httpx.Response:
-        response.stream = _ClassifiedStream(response.stream, self.service, options.safety)
+        response.stream = _ClassifiedStream(response.stream, self._guard, options.safety)
         return response
 
     async def _read(self, response: httpx.Response, limit: int) -> httpx.Response:
@@ -238,11 +238,11 @@ class ResilientClient(httpx.AsyncClient):
 
 
 class _ClassifiedStream(httpx.AsyncByteStream):
-    """A body read by the caller, whose failures are of the classes of ``errors`` too."""
+    """A body read by the caller, whose failures are of the classes of ``errors`` and known to the breaker."""
 
-    def __init__(self, body: Any, service: str, safety: Safety) -> None:
+    def __init__(self, body: Any, guard: Guard, safety: Safety) -> None:
         self._body = body
-        self._service = service
+        self._guard = guard
         self._safety = safety
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -253,49 +253,19 @@ class _ClassifiedStream(httpx.AsyncByteStream):
             self._raise_classified(error)
 
     def _raise_classified(self, error: Exception) -> NoReturn:
-        raise classify_exception(error, service=self._service, safety=self._safety, sent=True) from error
+        raise self._guard.broke_off(error, safety=self._safety) from error
 
     async def aclose(self) -> None:
         await self._body.aclose()
 
 
-class _Wire(httpx.AsyncBaseTransport):
-    """httpx's transport over aiohttp: one connection pool, and one per proxy that the environment names."""
-
-    def __init__(self, certificates: ssl.SSLContext, limit: int) -> None:
-        self._certificates = certificates
-        self._limit = limit
-        self._pools: dict[str | None, AiohttpTransport] = {}
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        proxy = _proxy_of(request.url)
-        if proxy not in self._pools:
-            self._pools[proxy] = AiohttpTransport(
-                verify=self._certificates,
-                client=self._session,
-                proxy=httpx.Proxy(proxy) if proxy else None,
-            )
-        return await self._pools[proxy].handle_async_request(request)
-
-    def _session(self) -> aiohttp.ClientSession:
-        traces = aiohttp.TraceConfig()
-        traces.on_request_headers_sent.append(_mark_sent)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._limit, ssl=self._certificates),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[traces],
-        )
-
-    async def aclose(self) -> None:
-        for pool in self._pools.values():
-            await pool.aclose()
-
-
-async def _mark_sent(*_: object) -> None:
-    """Note that from here on the service may have seen the request."""
-    attempt = _attempt.get()
-    if attempt is not None:
-        attempt.sent = True
+def _correlate(headers: httpx.Headers) -> None:
+    """Say on whose behalf we call: the correlation id of the work, and its place in the trace."""
+    if "X-Correlation-ID" not in headers:
+        headers["X-Correlation-ID"] = str(telemetry.correlation_id.get() or uuid4())
+    if "traceparent" not in headers:
+        place = telemetry.trace.get()
+        headers["traceparent"] = (place.child() if place else telemetry.Trace.begin()).header
 
 
 def _with_token(request: httpx.Request, token: SecretStr) -> httpx.Request:
@@ -308,24 +278,6 @@ def _with_token(request: httpx.Request, token: SecretStr) -> httpx.Request:
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
-
-
-def _proxy_of(url: httpx.URL) -> str | None:
-    proxies: Mapping[str, str] = _proxies()
-    if not proxies or proxy_bypass(url.host):
-        return None
-    return proxies.get(url.scheme) or proxies.get("all")
-
-
-@lru_cache(maxsize=1)
-def _proxies() -> dict[str, str]:
-    return getproxies()
-
-
-@lru_cache(maxsize=1)
-def _certificates() -> ssl.SSLContext:
-    """Reading the trusted certificates takes 20 ms, so all clients share them."""
-    return httpx.create_ssl_context()
 
 
 __all__ = ["CallError", "CallOptions", "ResilientClient", "create_resilient_client"]

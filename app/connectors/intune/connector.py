@@ -100,7 +100,7 @@ class Intune:
         )
         blocks = replace(services.profile, attempt_timeout=BLOCK_TIMEOUT, total=2 * BLOCK_TIMEOUT)
         self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency, profile=blocks)
-        self._graph = Graph(self._http, services.correlation_id)
+        self._graph = Graph(self._http)
         self._sources = Sources(services.download_client, services.spool, services.files)
 
     async def aclose(self) -> None:

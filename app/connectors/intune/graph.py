@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Microsoft Graph's conventions: JSON in and out, pages by ``@odata.nextLink``, one header set per effect."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,6 +10,7 @@ import httpx
 
 from app.resilience import ResilientClient, Safety
 from app.resilience.errors import AmbiguousError, PermanentError
+from app.telemetry import correlation_id
 
 SERVICE = "intune"
 MAX_PAGE_BYTES = 50 * 2**20
@@ -18,9 +19,9 @@ Json = dict[str, Any]
 Headers = Mapping[str, str]
 
 
-def effect_headers(key: str, correlation_id: UUID) -> Headers:
+def effect_headers(key: str, identity: UUID) -> Headers:
     """What every request made for an effect carries."""
-    return {"X-Effect-Key": key, **_correlation(str(correlation_id))}
+    return {"X-Effect-Key": key, **_correlation(str(identity))}
 
 
 def _correlation(value: str) -> Headers:
@@ -38,10 +39,9 @@ def describe(answer: httpx.Response) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Graph as the connector sees it; ``correlation_id`` is asked for requests that belong to no effect."""
+    """Graph as the connector sees it."""
 
     http: ResilientClient
-    correlation_id: Callable[[], str | None]
 
     async def get(
         self, path: str, *, params: Mapping[str, str] | None = None, headers: Headers | None = None
@@ -101,7 +101,7 @@ class Graph:
         accept: Any = (),
         **rest: Any,
     ) -> httpx.Response:
-        sent = dict(headers or _correlation(self.correlation_id() or str(uuid4())))
+        sent = dict(headers or _correlation(str(correlation_id.get() or uuid4())))
         extensions = {"safety": safety, "accept": accept, "max_bytes": MAX_PAGE_BYTES}
         return await self.http.request(method, path, headers=sent, extensions=extensions, **rest)
 
