@@ -41,7 +41,9 @@ class DatabaseSettings(Part):
 class WorkerSettings(Part):
     """How a worker process behaves; times in seconds.
 
-    ``completion_wait`` is granted to jobs on SIGTERM; the waits after failures are multiples of ``backoff``.
+    ``completion_wait`` is granted to jobs on SIGTERM, ``grace`` to a job that was cancelled; the waits after
+    failures are multiples of ``backoff``. ``overrun``: how long work may outlive its limit before the process
+    is ended. ``metrics_port`` 0: a free one, which the log names.
     """
 
     lease: PositiveFloat = 15.0
@@ -53,6 +55,10 @@ class WorkerSettings(Part):
     max_jobs: PositiveInt = 20
     rollback_jobs: PositiveInt = 5
     completion_wait: PositiveFloat = 25.0
+    grace: PositiveFloat = 5.0
+    overrun: PositiveFloat = 15.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
     @model_validator(mode="after")
     def heartbeat_within_lease(self) -> Self:

@@ -51,6 +51,18 @@ operation_seconds = Histogram(
     registry=registry,
 )
 operations_running = Gauge("eucora_operations_running", "Operations this process holds.", registry=registry)
+operation_deferrals = Counter(
+    "eucora_operation_deferrals_total",
+    "Runs that were put off without spending an attempt, by the code of the reason.",
+    ("kind", "service", "reason"),
+    registry=registry,
+)
+loop_lag = Histogram(
+    "eucora_loop_lag_seconds",
+    "How late the event loop came to what was due.",
+    buckets=(0.005, 0.025, 0.1, 0.25, 1, 2.5, 10, 30, 60),
+    registry=registry,
+)
 wake_ups = Counter("eucora_wake_ups_total", "Due operations pushed to the queues.", registry=registry)
 
 

@@ -16,14 +16,16 @@ from redis.exceptions import RedisError
 
 from app import telemetry
 from app.domain import outcomes
-from app.domain.operations import KINDS, OperationKind, Queue
-from app.runtime import Runtime, open_runtime
+from app.domain.operations import KINDS, Kind, OperationKind, Queue
+from app.runtime import open_runtime
 from app.settings import Settings, WorkerSettings
 from workers import deployments, planes
 from workers.context import JobFunction
+from workers.exposition import exposition
 from workers.queues import QueueLoop, QueueWorker, Slots
 from workers.relay import Relay
 from workers.runner import Runner
+from workers.watchdog import Watchdog
 
 PRESENCE_EVERY, PRESENCE_LASTS = 10.0, 30
 CANCEL_AGAIN = 0.2
@@ -41,38 +43,54 @@ JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
 log = telemetry.logger(__name__)
 
 
-def run_worker(settings: Settings) -> None:
+def run_worker(
+    settings: Settings,
+    jobs: Mapping[OperationKind, JobFunction] = JOBS,
+    kinds: Mapping[OperationKind, Kind] = KINDS,
+) -> None:
     """Work until SIGTERM or SIGINT; returns when everything held is finished or given back."""
     telemetry.setup(process="worker", level=settings.log_level)
-    uvloop.run(main(settings))
+    # Around the loop, which waits at its end for work that is deaf to being cancelled.
+    with Watchdog(overrun=settings.worker.overrun) as watchdog, exposition(settings.worker) as metrics:
+        uvloop.run(main(settings, jobs, kinds, watchdog, metrics))
 
 
-async def main(settings: Settings, jobs: Mapping[OperationKind, JobFunction] = JOBS) -> None:
+async def main(
+    settings: Settings,
+    jobs: Mapping[OperationKind, JobFunction],
+    kinds: Mapping[OperationKind, Kind],
+    watchdog: Watchdog,
+    metrics: str,
+) -> None:
     """One worker process from start to stop."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_runtime(settings, process="worker") as runtime:
-        await work(runtime, jobs, stop)
+        runner = Runner(runtime, jobs, ended=outcomes.operation_ended, watchdog=watchdog, kinds=kinds)
+        await work(runner, stop, metrics=metrics)
 
 
-async def work(runtime: Runtime, jobs: Mapping[OperationKind, JobFunction], stop: asyncio.Event) -> None:
+async def work(runner: Runner, stop: asyncio.Event, *, metrics: str) -> None:
     """Run operations until ``stop`` is set; then finish or give back what runs."""
-    runner = Runner(runtime, jobs, ended=outcomes.operation_ended)
+    runtime, jobs, watchdog = runner.runtime, runner.jobs, runner.watchdog
     relay = Relay(runtime, list(jobs), ended=outcomes.operation_ended)
     ringing = [asyncio.create_task(loop) for loop in relay.loops()]
     loops = queue_loops(runner)
     hearing = [asyncio.create_task(loop.run()) for loop in loops]
-    presence = asyncio.create_task(show_presence(runner))
-    log.info("worker_started", owner=runner.owner, kinds=[kind.value for kind in jobs])
+    others = [asyncio.create_task(show_presence(runner, metrics)), asyncio.create_task(watchdog.beat())]
+    log.info("worker_started", owner=runner.owner, kinds=[kind.value for kind in jobs], metrics=metrics)
     await stop.wait()
 
+    limits = runtime.settings.worker
+    ends_at = time.monotonic() + limits.completion_wait + 3 * limits.grace
+    watchdog.watch("shutdown", ends_at)  # deaf work must not keep the process alive
     log.info("worker_stopping", running=runner.running)
     await end(*ringing)
     for loop in loops:
         loop.stop_taking()
-    await runner.stop(runtime.settings.worker.completion_wait)
-    await end(presence, *hearing)
+    await runner.stop(limits.completion_wait)
+    await end(*others, *hearing)
     await hide_presence(runner)
     log.info("worker_stopped", running=runner.running)
 
@@ -119,11 +137,11 @@ def queue_worker(
     )
 
 
-async def show_presence(runner: Runner) -> None:
+async def show_presence(runner: Runner, metrics: str) -> None:
     """Keep a key of this process's own in Redis while it lives; arq's is shared by a queue's workers."""
     since = time.time()
     while True:
-        state = {"pid": os.getpid(), "since": round(since), "running": runner.running}
+        state = {"pid": os.getpid(), "since": round(since), "running": runner.running, "metrics": metrics}
         with suppress(RedisError, OSError, TimeoutError):
             await runner.runtime.redis.set(presence_key(runner), json.dumps(state), ex=PRESENCE_LASTS)
         await asyncio.sleep(PRESENCE_EVERY)

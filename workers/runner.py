@@ -24,13 +24,15 @@ from app.domain.leases import Beat, Claimed
 from app.domain.operations import KINDS, Ended, Failure, Kind, OperationKind
 from app.errors import LeaseLost
 from app.models import OperationStatus
+from app.resilience import deadline
 from app.runtime import Runtime
 from workers import failures
 from workers.context import Again, CancelRequested, Done, Job, JobFunction, Outcome
 from workers.failures import Action, Verdict
+from workers.watchdog import Watchdog
 
-GRACE = 5.0
-"""Seconds a cancelled job may take to end; after that its outcome is written without it."""
+LAST_MOMENTS = 2.0
+"""Seconds before the hard limit at which calls and statements end, so that the outcome can be written."""
 LEASE_TRUST = 0.9
 """Part of a lease after which, without a heartbeat that came through, the work stops by itself."""
 
@@ -63,12 +65,14 @@ class Runner:
         jobs: Mapping[OperationKind, JobFunction],
         *,
         ended: Ended,
+        watchdog: Watchdog,
         kinds: Mapping[OperationKind, Kind] = KINDS,
     ) -> None:
         self.runtime = runtime
         self.jobs = jobs
         self.kinds = kinds
         self.ended = ended
+        self.watchdog = watchdog
         self.owner = owner_name()
         self._runs: dict[asyncio.Task[None], Run | None] = {}
         self._stopping = False
@@ -95,7 +99,7 @@ class Runner:
         for run in self._runs.values():
             if run is not None:
                 run.stop(Stop.SHUTDOWN)
-        await self._idle(GRACE * 2)
+        await self._idle(self.runtime.settings.worker.grace * 2)
         for task in self._runs:
             task.cancel()
 
@@ -142,6 +146,7 @@ class Run:
         self.kind = runner.kinds[claimed.kind]
         self.claimed = claimed
         self.began = time.monotonic()
+        self.hard_limit = self.kind.hard_limit.total_seconds()
         self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
 
     def stop(self, reason: Stop) -> None:
@@ -154,6 +159,7 @@ class Run:
         log.info("operation_started", attempt=self.claimed.attempt, fence=self.claimed.fence)
         telemetry.operations_running.inc()
         work = asyncio.create_task(self._work())
+        self._have_watched(work)
         lease = asyncio.create_task(self._keep_lease())
         try:
             outcome = await self._record(await self._ending(work))
@@ -165,6 +171,18 @@ class Run:
             lease.cancel()
             work.cancel()
 
+    def _have_watched(self, work: "asyncio.Task[Ending]") -> None:
+        """As long as the job runs, whatever became of its operation."""
+        watchdog, claimed = self.runner.watchdog, self.claimed
+        watchdog.watch(
+            work,
+            self.began + self.hard_limit,
+            operation_id=str(claimed.id),
+            kind=claimed.kind.value,
+            correlation_id=str(claimed.correlation_id),
+        )
+        work.add_done_callback(watchdog.release)
+
     def _tell(self, outcome: str) -> None:
         seconds = time.monotonic() - self.began
         telemetry.operations_ended.labels(self.claimed.kind.value, outcome).inc()
@@ -173,8 +191,10 @@ class Run:
 
     async def _work(self) -> Ending:
         job = Job(self.runtime, self.claimed, self.began + self.kind.soft_limit.total_seconds())
+        margin = min(LAST_MOMENTS, self.hard_limit / 10)
         try:
-            outcome = await self.runner.jobs[self.claimed.kind](job)
+            with deadline.within(self.began + self.hard_limit - margin):
+                outcome = await self.runner.jobs[self.claimed.kind](job)
         except asyncio.CancelledError:
             raise
         except CancelRequested:
@@ -195,16 +215,22 @@ class Run:
         return verdict
 
     async def _ending(self, work: asyncio.Task[Ending]) -> Ending:
-        hard_limit = self.kind.hard_limit.total_seconds()
+        """How the job ended. One that ignores being stopped keeps its operation: nobody else may begin it.
+
+        It is waited for until it ends by itself, or the watchdog ends the process.
+        """
         either: set[asyncio.Future[Any]] = {work, self._stopped}
-        await asyncio.wait(either, timeout=hard_limit, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, timeout=self.hard_limit, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             self.stop(Stop.HARD_LIMIT)
+            self.runner.watchdog.hasten(work, time.monotonic() + self.limits.grace)
             work.cancel()
-            await asyncio.wait({work}, timeout=GRACE)
+            await asyncio.wait({work}, timeout=self.limits.grace)
         if not work.done():
             log.error("job_ignores_cancellation", reason=self._stopped.result())
-            return self._stopped.result()
+            if self._stopped.result() is Stop.LOST:
+                return Stop.LOST
+            await asyncio.wait({work})
         if not work.cancelled():
             ending = work.result()
             # An error that came out of being stopped says nothing about the work.
@@ -226,8 +252,10 @@ class Run:
                     return self.stop(Stop.LOST)
                 wait = min(1.0, self.limits.heartbeat)
                 continue
-            if beat is not Beat.FINE:
-                return self.stop(Stop.LOST if beat is Beat.LOST else Stop.CANCEL)
+            if beat is Beat.LOST:
+                return self.stop(Stop.LOST)
+            if beat is Beat.CANCEL:
+                self.stop(Stop.CANCEL)  # the lease is kept until the job has ended
             wait, good = self.limits.heartbeat, asked
 
     async def _beat(self) -> Beat:
@@ -276,7 +304,7 @@ class Run:
             return await leases.give_back(session, claimed, ended=ended)
         if ending is Stop.CANCEL:
             return await leases.finish_cancel(session, claimed, ended=ended)
-        limit = f"stopped after {self.kind.hard_limit.total_seconds():.0f} s, the limit of one run"
+        limit = f"stopped after {self.hard_limit:.0f} s, the limit of one run"
         delay = failures.retry_delay(claimed.attempt, unit=self.limits.backoff)
         return await leases.retry(
             session, claimed, Failure("transient", "deadline", limit), delay=delay, ended=ended
@@ -285,6 +313,10 @@ class Run:
     async def _write_verdict(self, session: AsyncSession, verdict: Verdict) -> OperationStatus:
         claimed, ended, unit = self.claimed, self.runner.ended, self.limits.backoff
         if verdict.action is Action.DEFER:
+            failure = verdict.failure
+            telemetry.operation_deferrals.labels(
+                claimed.kind.value, failure.service or "", failure.code
+            ).inc()
             delay = failures.deferral_delay(verdict, claimed.deferrals, unit=unit)
             return await leases.defer(session, claimed, verdict.failure, delay=delay, ended=ended)
         if verdict.action is Action.RETRY:

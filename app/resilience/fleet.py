@@ -40,6 +40,7 @@ BEAT, JITTER = 2.0, 0.2
 MOST_WAITING = 10_000
 BATCH = 200
 LISTEN_FOR = 1.0
+CANCEL_AGAIN = 0.2
 TROUBLES = (RedisError, OSError, TimeoutError)
 
 Record = dict[str, Any]
@@ -73,7 +74,8 @@ class FleetHub:
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
         self._silent_until = 0.0
-        self._asking: set[asyncio.Task[Any]] = set()
+        self.questions: set[asyncio.Future[Any]] = set()
+        """What waits for an answer of Redis."""
 
     # What breakers tell. None of these waits.
 
@@ -104,8 +106,8 @@ class FleetHub:
     def probed(self, service: str, token: str, outcome: Verdict, why: str | None) -> None:
         """See ``Fleet``."""
         task = asyncio.get_running_loop().create_task(self._settle(service, token, outcome, why))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self.questions.add(task)
+        task.add_done_callback(self.questions.discard)
 
     def throttled(self, service: str, seconds: float) -> None:
         """See ``Fleet``."""
@@ -126,8 +128,8 @@ class FleetHub:
         """See ``Fleet``. Whoever is cancelled while asking gives back what it may have been granted."""
         token = uuid4().hex
         asked = asyncio.ensure_future(self._ask(service, token, lease))
-        self._asking.add(asked)
-        asked.add_done_callback(self._asking.discard)
+        self.questions.add(asked)
+        asked.add_done_callback(self.questions.discard)
         try:
             return token if await asyncio.shield(asked) else None
         except asyncio.CancelledError:
@@ -315,9 +317,15 @@ async def joined(hub: FleetHub, circuits: Iterable[Circuit]) -> AsyncIterator[Fl
         await hub.ready()
         yield hub
     finally:
+        await _end({*tasks, *hub.questions})
+
+
+async def _end(tasks: set[asyncio.Future[Any]]) -> None:
+    """Cancel until it has happened: redis-py loses a cancellation that comes while it connects (seen)."""
+    while tasks:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN)
 
 
 def _keys(service: str) -> list[str]:

@@ -133,7 +133,7 @@ class Workers:
     folder: Path
     started: list[WorkerProcess] = field(default_factory=list)
 
-    async def start(self, **settings: object) -> WorkerProcess:
+    async def start(self, *, hard_limit: float | None = None, **settings: object) -> WorkerProcess:
         """One more; ``settings`` are those of ``EUCORA_WORKER__…``, in lower case."""
         assert self.settings.database_url is not None
         assert self.settings.redis_url is not None
@@ -143,6 +143,7 @@ class Workers:
             "EUCORA_DATABASE_URL": self.settings.database_url.get_secret_value(),
             "EUCORA_REDIS_URL": self.settings.redis_url.get_secret_value(),
             **{f"EUCORA_WORKER__{name.upper()}": str(value) for name, value in given.items()},
+            **({} if hard_limit is None else {"EUCORA_TEST_HARD_LIMIT": str(hard_limit)}),
         }
         log = self.folder / f"worker-{len(self.started)}.log"
         with log.open("wb") as output:

@@ -6,22 +6,22 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-import uvloop
 from sqlalchemy import text
 
-from app import telemetry
-from app.domain.operations import OperationKind
+from app.domain.operations import KINDS, Kind, OperationKind
 from app.resilience import BreakerOpen
 from app.resilience.errors import PermanentError, TransientError
 from app.settings import Settings
 from tests.waiting import eventually
 from workers.context import Again, Done, Job, JobFunction, Outcome
-from workers.main import main
+from workers.main import run_worker
 
 TABLES = (
     "CREATE TABLE runs (operation_id uuid, pid int, attempt int, at timestamptz DEFAULT clock_timestamp())",
@@ -71,6 +71,12 @@ async def deaf(job: Job) -> Outcome:
         except asyncio.CancelledError:
             continue
         return await effect(job)
+
+
+async def blocks(_: Job) -> Outcome:
+    """Keeps the whole process from doing anything else."""
+    time.sleep(600)  # noqa: ASYNC251 - that is the point
+    raise AssertionError
 
 
 async def careful(job: Job) -> Outcome:
@@ -125,14 +131,21 @@ async def endless(_: Job) -> Outcome:
 ACTS: Mapping[str, Callable[[Job], Awaitable[Outcome]]] = {
     act.__name__: act
     for act in (
-        *(effect, gated, deaf, careful, twice, out_of_service, refused),
+        *(effect, gated, deaf, blocks, careful, twice, out_of_service, refused),
         *(kept_away, broken, exits, dies, unwritable, endless),
     )
 }
 JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(dict.fromkeys(OperationKind, do))
 
 
+def kinds() -> Mapping[OperationKind, Kind]:
+    """The limits of the product, or the one that a test sets, in seconds."""
+    limit = os.environ.get("EUCORA_TEST_HARD_LIMIT")
+    if limit is None:
+        return KINDS
+    short = timedelta(seconds=float(limit))
+    return {kind: replace(rules, hard_limit=short, soft_limit=short / 2) for kind, rules in KINDS.items()}
+
+
 if __name__ == "__main__":
-    settings = Settings()
-    telemetry.setup(process="worker", level=settings.log_level)
-    uvloop.run(main(settings, JOBS))
+    run_worker(Settings(), JOBS, kinds())

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.operations import KINDS, OperationKind
 from app.models import Operation, OperationStatus
+from app.resilience import deadline
 from app.runtime import Runtime
 from app.settings import Settings, WorkerSettings
 from tests.waiting import eventually
@@ -20,6 +22,7 @@ from tests.workers.conftest import Bench
 from tests.workers.jobs import JOBS
 from workers.context import Done, Job, Outcome
 from workers.runner import Runner
+from workers.watchdog import Watchdog
 
 CHECK = OperationKind.CHECK_PLANE
 SHORT = {kind: replace(rules, hard_limit=timedelta(seconds=0.3)) for kind, rules in KINDS.items()}
@@ -27,7 +30,7 @@ SHORT = {kind: replace(rules, hard_limit=timedelta(seconds=0.3)) for kind, rules
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    hasty = WorkerSettings(lease=3, heartbeat=0.2, backoff=0.001)
+    hasty = WorkerSettings(lease=3, heartbeat=0.2, backoff=0.001, grace=0.5)
     return settings.model_copy(update={"worker": hasty})
 
 
@@ -41,7 +44,7 @@ async def runner(runtime: Runtime, endings: list[OperationStatus]) -> AsyncItera
     async def ended(_: AsyncSession, operation: Operation) -> None:
         endings.append(operation.status)
 
-    runner = Runner(runtime, JOBS, ended=ended)
+    runner = Runner(runtime, JOBS, ended=ended, watchdog=Watchdog(overrun=60))
     yield runner
     await runner.stop(0)
 
@@ -132,21 +135,64 @@ async def test_a_job_past_its_hard_limit_is_stopped_and_tried_again(bench: Bench
     assert (waiting.error["class"], waiting.error["code"]) == ("transient", "deadline")
 
 
-async def test_a_job_that_ignores_its_cancellation_does_not_hold_its_operation(
+async def test_a_job_that_ignores_its_cancellation_keeps_its_operation_until_it_ends(
     bench: Bench, runner: Runner
 ) -> None:
     runner.kinds = SHORT
     gate = bench.gate()
     operation_id = await bench.enqueue("deaf", gate=str(gate))
+    task = asyncio.create_task(run(runner, operation_id))
+    held = await bench.until(operation_id, OperationStatus.RUNNING)
+    assert held.lease_until is not None
+    much_later = held.lease_until + timedelta(seconds=2)  # its limit and all patience are over by then
 
-    await run(runner, operation_id)
-    left = await bench.row(operation_id)
-    gate.touch()  # the job goes on, but what it writes is fenced
+    await eventually(
+        partial(bench.row, operation_id),
+        until=lambda row: (row.lease_until or much_later) > much_later,
+        within=10,
+    )
+    await run(runner, operation_id)  # nobody else can begin it
+    gate.touch()
+    await task
 
-    assert (left.status, left.attempt) == (OperationStatus.WAITING, 1)
-    done = await run_out(bench, runner, operation_id)
-    assert (done.status, done.fence) == (OperationStatus.SUCCEEDED, 2)
+    done = await bench.row(operation_id)
+    assert (done.status, done.fence, done.attempt) == (OperationStatus.SUCCEEDED, 1, 1)
+    assert await bench.count("runs", operation_id) == 1
     assert await bench.count("effects_of_jobs", operation_id) == 1
+
+
+async def test_a_cancelled_job_that_does_not_listen_keeps_its_lease(bench: Bench, runner: Runner) -> None:
+    gate = bench.gate()
+    operation_id = await bench.enqueue("deaf", gate=str(gate))
+    task = asyncio.create_task(run(runner, operation_id))
+    held = await bench.until(operation_id, OperationStatus.RUNNING)
+    assert held.lease_until is not None
+    later = held.lease_until + timedelta(seconds=2)
+
+    await bench.alter(operation_id, "cancel_requested = true")
+    await eventually(
+        partial(bench.row, operation_id), until=lambda row: (row.lease_until or later) > later, within=10
+    )
+    gate.touch()
+    await task
+
+    assert (await bench.row(operation_id)).finished_at is not None
+    assert await bench.count("runs", operation_id) == 1
+
+
+async def test_calls_and_statements_of_a_job_know_how_long_they_may_take(
+    bench: Bench, runner: Runner
+) -> None:
+    async def asking(_: Job) -> Outcome:
+        return Done({"left": deadline.remaining()})
+
+    runner.jobs = {CHECK: asking}
+    done = await run_out(bench, runner, await bench.enqueue())
+
+    limit = KINDS[CHECK].hard_limit.total_seconds()
+    assert done.result is not None
+    assert limit - 4 < done.result["left"] <= limit - 2
+    assert deadline.remaining() is None
 
 
 async def test_a_job_checks_before_its_call_that_the_work_is_still_its_own(
