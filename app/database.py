@@ -2,28 +2,33 @@
 """Connections to PostgreSQL: their URL, their limits and when they are pinged."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.errors import Invalid
+from app.resilience import deadline, metrics
 from app.resilience.classify import DATABASE, recognise
 from app.resilience.errors import (
     CallError,
     DatabaseConflict,
     DatabaseDown,
     DatabaseSlow,
+    DeadlineExceeded,
     LocalSaturation,
 )
 from app.settings import DatabaseSettings, Settings
 
-DOWN = {"57P01", "57P02", "57P03", "53300"}
+DOWN = ("08", "53", "57P")
+"""What these begin codes of: the connection, the server's resources, the server's end."""
 SLOW = {"57014", "55P03"}
 LOST_TO_ANOTHER = {"40001", "40P01"}
 
@@ -37,10 +42,11 @@ def call_error(error: BaseException) -> CallError | None:
         )
     state = sqlstate(error)
     if state in SLOW:
+        metrics.slow_statements.inc()
         return DatabaseSlow("the database took too long", service=DATABASE)
     if state in LOST_TO_ANOTHER:
         return DatabaseConflict("a concurrent change won", service=DATABASE)
-    if _is_lost(error) or (state is not None and (state[:2] == "08" or state in DOWN)):
+    if _is_lost(error) or (state is not None and state.startswith(DOWN)):
         return DatabaseDown("the database cannot be reached", service=DATABASE)
     return None
 
@@ -56,6 +62,34 @@ def sqlstate(error: BaseException) -> str | None:
     source: Any = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(source, "sqlstate", None)
     return state if isinstance(state, str) else None
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """What fails inside failed on the way to the server.
+
+    Raises:
+        DatabaseDown: there is no way; what the server itself says is raised as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        detail = f"the database cannot be reached ({type(error).__name__})"
+        raise DatabaseDown(detail, service=DATABASE) from error
+
+
+async def hurry(session: AsyncSession, longest: float) -> None:
+    """Let no statement of this transaction outlive the deadline of the work; ``longest`` is the usual limit.
+
+    Raises:
+        DeadlineExceeded: it has passed already.
+    """
+    left = deadline.remaining()
+    if left is None or left >= longest:
+        return
+    if left <= 0:
+        raise DeadlineExceeded("no time is left for the database", service=DATABASE)
+    await session.execute(text(f"SET LOCAL statement_timeout = {max(1, round(left * 1000))}"))
 
 
 def database_url(settings: Settings) -> URL:

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -20,12 +20,13 @@ from app.connectors import catalogue
 from app.connectors.contract import Connector, Plane
 from app.connectors.services import Services
 from app.connectors.sources import FileRules
-from app.database import database_url, open_accept_engine, open_engine
+from app.database import database_url, hurry, open_accept_engine, open_engine, reaching
 from app.domain.gates import GatePolicy, load_policy
 from app.doorbell import Doorbell
 from app.errors import Invalid
 from app.redis import open_hasty_redis, open_redis
 from app.resilience import SERVICES, BreakerPolicy, Breakers
+from app.resilience.classify import DATABASE
 from app.resilience.registry import in_use
 from app.resilience.status import DEFAULT_POLICY, DEFAULTS
 from app.settings import Settings
@@ -59,19 +60,40 @@ class Runtime:
     policy: GatePolicy
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """A session in a transaction that commits at the end; then wakes the relays if work was enqueued."""
-        async with self.sessions() as session:
+    async def transaction(self, *, guarded: bool = True) -> AsyncIterator[AsyncSession]:
+        """A session in a transaction that commits at the end; then wakes the relays if work was enqueued.
+
+        Its statements end with the deadline of the work. ``guarded`` False: for what must be written whatever
+        the breaker says, because a lease runs out.
+
+        Raises:
+            BreakerOpen, DatabaseDown, DeadlineExceeded: before anything was done.
+        """
+        async with self._permit(guarded=guarded), self.sessions() as session:
             async with session.begin():
+                with reaching():
+                    await session.connection()
+                await hurry(session, self.settings.database.statement_timeout)
                 yield session
             if session.info.get("wake"):
                 self.doorbell.ring()
 
     @asynccontextmanager
-    async def autocommit(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which each statement commits by itself."""
-        async with self.accept_engine.connect() as connection:
+    async def autocommit(self, *, guarded: bool = True) -> AsyncIterator[AsyncConnection]:
+        """A connection on which each statement commits by itself; ``guarded`` and errors as above."""
+        async with self._permit(guarded=guarded), AsyncExitStack() as stack:
+            with reaching():
+                connection = await stack.enter_async_context(self.accept_engine.connect())
             yield connection
+
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[AsyncSession]:
+        """A session on which each statement commits by itself; errors as above."""
+        async with (
+            self.autocommit() as connection,
+            AsyncSession(connection, expire_on_commit=False) as session,
+        ):
+            yield session
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[asyncpg.Connection]:
@@ -79,11 +101,16 @@ class Runtime:
 
         SQLAlchemy's layers around one statement cost more than half of what the statement itself does.
         """
-        pooled = await self.accept_engine.raw_connection()
-        try:
-            yield pooled.driver_connection
-        finally:
-            await greenlet_spawn(pooled.close)
+        async with self._permit():
+            with reaching():
+                pooled = await self.accept_engine.raw_connection()
+            try:
+                yield pooled.driver_connection
+            finally:
+                await greenlet_spawn(pooled.close)
+
+    def _permit(self, *, guarded: bool = True) -> AbstractAsyncContextManager[object]:
+        return self.breakers.get(DATABASE).permit() if guarded else nullcontext()
 
 
 def connector_services(settings: Settings, breakers: Breakers) -> Services:

@@ -13,10 +13,14 @@ from app.domain import devices, effects, lanes, rollback
 from app.domain.effects import Planned
 from app.domain.lanes import Push
 from app.domain.rollback import Removal
-from app.resilience.errors import AttemptTimeout, Deferral, Unsettled
+from app.resilience.classify import DATABASE
+from app.resilience.errors import AttemptTimeout, CallError, Unsettled
 from workers.context import Again, Done, Job, Outcome
 from workers.effects import Permit, PutOff, announce, as_json, in_ledger, perform, settle
 from workers.planes import connector_for
+
+NOT_THE_PLANE = {PACKAGE_SOURCE, DATABASE}
+"""The plane is well when the package is out of reach, or we are."""
 
 SAVE_EVERY = timedelta(seconds=5)
 """How much of an upload a killed worker may have to send again."""
@@ -38,16 +42,15 @@ async def deploy_to_connector(job: Job) -> Outcome:
         return await push_lane(job, connector_for(job, push.plane), push)
     except PutOff as put_off:
         return Again(put_off.delay, "paused")
-    except Unsettled:
-        raise
-    except Deferral as error:
-        if error.service != PACKAGE_SOURCE:  # the plane is well when only the package is out of reach
-            await wait_for_plane(job, lane_id, error)
+    except CallError as error:
+        await wait_for_plane(job, lane_id, error)
         raise
 
 
-async def wait_for_plane(job: Job, lane_id: UUID, error: Deferral) -> None:
-    """Show the lane as waiting; the operation is deferred by whoever gets the error next."""
+async def wait_for_plane(job: Job, lane_id: UUID, error: CallError) -> None:
+    """Show the lane as waiting, if it is the plane it waits for; the work is deferred by others."""
+    if not error.defers or isinstance(error, Unsettled) or error.service in NOT_THE_PLANE:
+        return
     async with job.transaction() as session:
         await lanes.wait_for_plane(session, lane_id, error=as_json(error), now=job.runtime.clock())
 
@@ -173,7 +176,7 @@ async def measure_ring(job: Job) -> Outcome:
         async for reports in connector.status(measurement.external_id):
             async with job.transaction() as session:
                 await lanes.store_reports(session, lane_id, reports, now=job.runtime.clock())
-    except Deferral as error:
+    except CallError as error:
         await wait_for_plane(job, lane_id, error)
         raise
     async with job.transaction() as session:

@@ -67,7 +67,10 @@ def _judge_one(error: BaseException, last_code: str | None) -> Verdict:
 
 
 def _classified(error: BaseException) -> CallError:
-    """What leaves a job and was no call out can only have come from the database, or is a bug."""
+    """What leaves a job and was no call out can only have come from the database, or is a bug.
+
+    A file that is missing is a bug too: only the way to the database says ``DatabaseDown`` of its own.
+    """
     return classify_exception(error, service=DATABASE, safety=Safety.IDEMPOTENT, sent=True)
 
 

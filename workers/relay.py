@@ -13,13 +13,13 @@ from typing import Any
 
 import asyncpg
 from redis.exceptions import RedisError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
 from app.domain import dispatch
 from app.domain.dispatch import Due
 from app.domain.operations import Ended, OperationKind
 from app.doorbell import CHANNEL, connect
+from app.resilience import BreakerOpen
 from app.runtime import Runtime
 from workers import queues
 
@@ -28,6 +28,8 @@ PUSH_LIMIT = 1.0
 SWEEP_EVERY = 1.0
 LISTEN_CHECK = 15.0
 BACK_OFF = (0.1, 1.0)
+KEPT_AWAY = 1.0
+"""Seconds after which it is looked whether the database's breaker lets somebody through."""
 FILLED = "eucora:queue:filled"
 """A key that only an emptied Redis lacks."""
 
@@ -54,13 +56,12 @@ class Relay:
             try:
                 await step()
                 wait = BACK_OFF[0]
+            except BreakerOpen as error:
+                await asyncio.sleep(min(error.retry_after or wait, KEPT_AWAY))
             except Exception as error:  # noqa: BLE001 - servers come and go, the relay stays
                 log.warning("relay_failed", step=step.__name__, error=repr(error), again_in=wait)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, BACK_OFF[1])
-
-    def _session(self) -> AsyncSession:
-        return AsyncSession(self._runtime.accept_engine, expire_on_commit=False)
 
     async def _listen(self) -> None:
         """Hear the doorbell until the connection is lost."""
@@ -84,7 +85,7 @@ class Relay:
         self._rung.clear()
         await self._refill_if_emptied()
         again = timedelta(seconds=self._limits.ring_again)
-        async with self._session() as session:
+        async with self._runtime.statements() as session:
             due = await dispatch.dispatch(session, self._kinds, ring_again=again, limit=BATCH)
         if due:
             await self._push(due)
@@ -98,7 +99,7 @@ class Relay:
         async with asyncio.timeout(PUSH_LIMIT):
             emptied = await self._runtime.redis.set(FILLED, "1", nx=True)
         if emptied:
-            async with self._session() as session:
+            async with self._runtime.statements() as session:
                 await dispatch.undispatch(session)
 
     async def _push(self, due: list[Due]) -> None:
@@ -106,7 +107,7 @@ class Relay:
             async with asyncio.timeout(PUSH_LIMIT):
                 await queues.ring(self._runtime.redis, due)
         except (RedisError, OSError, TimeoutError):
-            async with self._session() as session:
+            async with self._runtime.statements() as session:
                 await dispatch.undispatch(session, [item.id for item in due])
             raise
         telemetry.wake_ups.inc(len(due))
@@ -116,7 +117,7 @@ class Relay:
             queued = await dispatch.reclaim(session)
         if queued:
             log.warning("leases_expired", queued=queued)
-        async with self._session() as session:
+        async with self._runtime.statements() as session:
             hopeless = await dispatch.hopeless(session)
         for operation_id in hopeless:
             await self._give_up(operation_id)

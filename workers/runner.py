@@ -211,7 +211,8 @@ class Run:
         if verdict.failure.code == failures.BUG:
             log.error("job_failed_unexpectedly", exc_info=error)
         elif verdict.action is not Action.DROP:
-            log.warning("job_failed", action=verdict.action.name.lower(), **verdict.failure.to_json())
+            failure, attempt = verdict.failure.to_json(), self.claimed.attempt
+            log.warning("job_failed", action=verdict.action.name.lower(), attempt=attempt, **failure)
         return verdict
 
     async def _ending(self, work: asyncio.Task[Ending]) -> Ending:
@@ -260,7 +261,10 @@ class Run:
 
     async def _beat(self) -> Beat:
         lease = timedelta(seconds=self.limits.lease)
-        async with asyncio.timeout(self.limits.heartbeat), self.runtime.autocommit() as connection:
+        async with (
+            asyncio.timeout(self.limits.heartbeat),
+            self.runtime.autocommit(guarded=False) as connection,
+        ):
             return await leases.heartbeat(connection, self.claimed, lease=lease)
 
     async def _record(self, ending: Ending) -> str:
@@ -286,12 +290,12 @@ class Run:
 
     async def _write(self, ending: Ending) -> str:
         if isinstance(ending, Done):
-            async with self.runtime.autocommit() as connection:
+            async with self.runtime.autocommit(guarded=False) as connection:
                 await leases.succeed(connection, self.claimed, ending.result)
             return OperationStatus.SUCCEEDED.value.lower()
         if ending is Stop.LOST or (isinstance(ending, Verdict) and ending.action is Action.DROP):
             return Stop.LOST.value
-        async with self.runtime.transaction() as session:
+        async with self.runtime.transaction(guarded=False) as session:
             return (await self._write_unfinished(session, ending)).value.lower()
 
     async def _write_unfinished(self, session: AsyncSession, ending: Ending) -> OperationStatus:

@@ -17,6 +17,7 @@ from app import telemetry
 from app.api.dependencies import RuntimeDep
 from app.api.routing import Route, requires
 from app.api.schema import Message, Shown, as_json
+from app.resilience.errors import CallError
 from app.runtime import Runtime
 from app.security import Permission
 
@@ -103,9 +104,9 @@ def as_health(checks: dict[str, CheckRead]) -> Response:
 async def check_database(runtime: Runtime) -> CheckRead:
     """Whether PostgreSQL answers in time."""
     try:
-        async with asyncio.timeout(PATIENCE), runtime.autocommit() as connection:
+        async with asyncio.timeout(PATIENCE), runtime.autocommit(guarded=False) as connection:
             await connection.execute(text("SELECT 1"))
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, CallError, OSError) as error:
         return CheckRead(status=HealthStatus.UNHEALTHY, detail=describe(error))
     return CheckRead(status=HealthStatus.HEALTHY)
 

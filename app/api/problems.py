@@ -12,7 +12,7 @@ import asyncpg
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,6 +23,8 @@ from starlette.types import Scope
 from app import errors, telemetry
 from app.api.words import place, words
 from app.errors import ControlPlaneError, FieldError, Invalid, Unavailable
+from app.resilience.classify import DATABASE, classify
+from app.resilience.errors import CallError, DatabaseConflict, Deferral, FleetUnreachable, TransientError
 
 log = telemetry.logger(__name__)
 
@@ -50,9 +52,6 @@ CODES: Mapping[int, str] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
 }
 """Codes of the answers that no error kind stands for: what HTTP itself refuses."""
-
-# 08 connection, 53 resources, 55P03 lock timeout, 57 operator or time-out, 40 serialisation and deadlock
-TEMPORARY_SQLSTATES = ("08", "53", "55P03", "57", "40")
 
 
 class ProblemField(BaseModel):
@@ -180,36 +179,37 @@ def join_pointer(steps: Iterable[str | int]) -> str:
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
-async def database_problem(request: Request, error: Exception) -> Response:
-    """A database that is down, busy or gone is a 503 to try again; anything else about it is our fault."""
-    if not is_temporary(error):
+async def outage(request: Request, error: Exception) -> Response:
+    """What may work later is a 503; anything else is our own fault."""
+    found = passing(error)
+    if found is None:
         raise error
-    log.warning("database unavailable", error=repr(error))
+    log.warning("out_of_service", service=found.service, code=found.code, error=repr(error))
+    silent = "Redis" if isinstance(found, FleetUnreachable) else "the database"
     return problem(
         request.scope,
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "the database does not answer; try again, with the same Idempotency-Key if there was one",
+        f"{silent} does not answer; try again, with the same Idempotency-Key if there was one",
         code=Unavailable.code,
-        headers={"Retry-After": str(RETRY_AFTER)},
+        headers={"Retry-After": str(max(1, math.ceil(found.retry_after or RETRY_AFTER)))},
     )
 
 
-def is_temporary(error: Exception) -> bool:
-    """Whether the same statement may succeed later. A refused or reset connection raises ``OSError``."""
-    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, OSError, asyncpg.InterfaceError)):
-        return True
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    state = str(getattr(cause, "sqlstate", None) or "")
-    return getattr(error, "connection_invalidated", False) or state.startswith(TEMPORARY_SQLSTATES)
+def passing(error: Exception) -> CallError | None:
+    """The class of what may work later: a database that is down, busy or kept away from, a silent Redis."""
+    found = classify(error, service=DATABASE)
+    later = isinstance(found, TransientError | Deferral | DatabaseConflict | FleetUnreachable)
+    return found if later else None
 
 
 HANDLERS: Mapping[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     ControlPlaneError: domain_problem,
     HTTPException: http_problem,
     RequestValidationError: invalid_input,
-    DBAPIError: database_problem,
-    PoolTimeout: database_problem,
-    asyncpg.PostgresError: database_problem,
-    asyncpg.InterfaceError: database_problem,
-    OSError: database_problem,
+    DBAPIError: outage,
+    PoolTimeout: outage,
+    asyncpg.PostgresError: outage,
+    asyncpg.InterfaceError: outage,
+    OSError: outage,
+    CallError: outage,
 }

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app import telemetry
-from app.api.problems import is_temporary
+from app.api.problems import passing
 from app.domain import events
 from app.domain.events import Newest
 from app.models import Event
@@ -99,12 +99,12 @@ class EventStreams:
             except Exception as error:
                 # The streams outlive a database that is away for a while; whatever else it is ends them.
                 log.exception("event_streams_failed")
-                if not is_temporary(error):
+                if passing(error) is None:
                     for watcher in self._all():
                         watcher.end()
 
     async def _feed(self) -> None:
-        async with self._runtime.sessions() as session:
+        async with self._runtime.transaction() as session:
             newest = await events.newest(session, list(self._watchers))
             for deployment_id, watchers in list(self._watchers.items()):
                 known = newest.get(deployment_id)

@@ -152,12 +152,14 @@ async def test_a_job_that_ignores_its_cancellation_keeps_its_operation_until_it_
         within=10,
     )
     await run(runner, operation_id)  # nobody else can begin it
+    assert await bench.count("runs", operation_id) == 1
     gate.touch()
     await task
 
-    done = await bench.row(operation_id)
-    assert (done.status, done.fence, done.attempt) == (OperationStatus.SUCCEEDED, 1, 1)
-    assert await bench.count("runs", operation_id) == 1
+    left = await bench.row(operation_id)
+    assert (left.status, left.fence, left.attempt) == (OperationStatus.WAITING, 1, 1)
+    assert await bench.count("effects_of_jobs", operation_id) == 0  # past its limit it writes nothing
+    assert (await run_out(bench, runner, operation_id)).status is OperationStatus.SUCCEEDED
     assert await bench.count("effects_of_jobs", operation_id) == 1
 
 
