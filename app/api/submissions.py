@@ -35,8 +35,9 @@ class Submissions:
         """As ``intents.accept``, which is asked if the batch did not store this plan.
 
         One submission that breaks a rule undoes its whole batch; then each goes alone and hears what it did.
+        Where the answer to a batch was lost it may be stored all the same: each is looked up by its key.
         """
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             if await self._stored(intents.row(plan, **given)):
                 return None
         async with self._runtime.driver() as connection:
