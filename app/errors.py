@@ -54,6 +54,12 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
 
 
+class CannotIsolate(Conflict):
+    """The service is one that the control plane itself cannot do without."""
+
+    code = "cannot_isolate"
+
+
 class VersionMismatch(ControlPlaneError):
     """``If-Match`` names a version that is not the current one."""
 

@@ -13,7 +13,18 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from app import telemetry
-from app.api import deployments, devices, effects, events, health, intents, operations, planes, targets
+from app.api import (
+    breakers,
+    deployments,
+    devices,
+    effects,
+    events,
+    health,
+    intents,
+    operations,
+    planes,
+    targets,
+)
 from app.api.dependencies import Service
 from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
@@ -33,6 +44,7 @@ ROUTERS = (
     operations.router,
     targets.router,
     planes.router,
+    breakers.router,
     health.router,
 )
 

@@ -25,6 +25,7 @@ class Permission(StrEnum):
     OPERATION_COMMAND = "operation:command"
     TARGET_WRITE = "target:write"
     PLANE_CHECK = "plane:check"
+    BREAKER_COMMAND = "breaker:command"
 
 
 _VIEWER = frozenset({Permission.PUBLIC, Permission.READ})

@@ -132,6 +132,41 @@ PLANE: dict[str, Any] = {
     "sources": ["https://learn.microsoft.com/graph/api/resources/intune-apps-win32lobapp"],
 }
 
+BREAKER_ORDER = {"reason": "vendor maintenance", "expires_at": LATER}
+BREAKER: dict[str, Any] = {
+    "service": "intune",
+    "state": "isolated",
+    "fail_counter": 0,
+    "fail_max": 5,
+    "reset_timeout": 60.0,
+    "opened_at": None,
+    "retry_at": None,
+    "last_error": "transient (503)",
+    "open_in": [],
+    "actor": "alice",
+    "reason": BREAKER_ORDER["reason"],
+    "expires_at": LATER,
+    "throttled_until": None,
+    "policy": {
+        "fail_max": 5,
+        "reset_timeout": 60.0,
+        "failure_rate": 0.5,
+        "minimum_calls": 20,
+        "window": 60.0,
+        "quorum": 2,
+        "clients": [
+            {
+                "max_concurrency": 10,
+                "max_waiting": 160,
+                "attempts": 3,
+                "shortest_wait": 1.0,
+                "longest_wait": 10.0,
+                "attempt_timeout": 30.0,
+                "total_timeout": 110.0,
+            }
+        ],
+    },
+}
 EXAMPLES: Mapping[str, dict[str, Any]] = {
     "DeploymentCreate": DEPLOYMENT_CREATE,
     "DeploymentRead": DEPLOYMENT,
@@ -182,6 +217,17 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
     "TargetSet": {**TARGET, "device_count": None, "counted_at": None, "operation_id": OPERATION},
     "PlaneRead": PLANE,
     "PlaneCheck": {**PLANE, "operation_id": OPERATION},
+    "BreakerRead": BREAKER,
+    "BreakerOrder": BREAKER_ORDER,
+    "BreakerEventRead": {
+        "id": EFFECT,
+        "type": "breaker.isolated",
+        "actor": "alice",
+        "at": THEN,
+        "before": {"state": "closed", "reason": None, "expires_at": None},
+        "after": {"state": "isolated", **BREAKER_ORDER},
+        "correlation_id": CORRELATION,
+    },
     "HealthRead": {
         "status": "degraded",
         "checks": {

@@ -11,6 +11,7 @@ TAGS: list[dict[str, Any]] = [
     {"name": "operations", "description": "Durable work: what is done after an answer."},
     {"name": "targets", "description": "Which devices a ring means on a plane."},
     {"name": "planes", "description": "The device managers."},
+    {"name": "breakers", "description": "What keeps callers away from services that fail."},
     {"name": "health", "description": "Whether this process can do its work."},
 ]
 

@@ -3,6 +3,7 @@
 
 from app.models.account import ApiToken, IdempotencyKey, Role
 from app.models.base import Base, new_id
+from app.models.breaker import BreakerEvent
 from app.models.deployment import (
     Connectivity,
     Deployment,
@@ -22,6 +23,7 @@ from app.models.operation import Effect, EffectState, Operation, OperationStatus
 __all__ = [
     "ApiToken",
     "Base",
+    "BreakerEvent",
     "Connectivity",
     "Deployment",
     "DeploymentPlane",

@@ -5,7 +5,7 @@ import functools
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar, cast
@@ -130,55 +130,43 @@ class Breakers:
         Raises:
             UnknownService, FleetUnreachable: as each of the following.
         """
-        return await self._force(service, BreakerState.CLOSED, actor=actor, reason=reason)
+        return await self.give(StandingOrder(service, BreakerState.CLOSED, actor, reason))
 
     async def isolate(
         self, service: str, *, actor: str, reason: str | None = None, expires_at: datetime | None = None
     ) -> BreakerStatus:
         """Keep every caller of every process away."""
-        return await self._force(service, BreakerState.ISOLATED, actor, reason, expires_at)
+        return await self.give(StandingOrder(service, BreakerState.ISOLATED, actor, reason, expires_at))
 
     async def disable(
         self, service: str, *, actor: str, reason: str | None = None, expires_at: datetime | None = None
     ) -> BreakerStatus:
         """Let everybody through, whatever fails."""
-        return await self._force(service, BreakerState.DISABLED, actor, reason, expires_at)
+        return await self.give(StandingOrder(service, BreakerState.DISABLED, actor, reason, expires_at))
 
     async def enable(self, service: str, *, actor: str, reason: str | None = None) -> BreakerStatus:
         """End an isolation or a disabling; changes nothing where there is none."""
         now = await self.status(service)
         return await self.reset(service, actor=actor, reason=reason) if now.state in FORCED else now
 
-    async def restore(self, orders: Sequence[StandingOrder]) -> None:
-        """Give operators' orders again for services of which Redis knows nothing any more."""
-        for order in orders:
-            await self._force(
-                order.service, order.state, order.actor, order.reason, order.expires_at, only_if_new=True
-            )
+    async def give(self, order: StandingOrder, *, only_if_new: bool = False) -> BreakerStatus:
+        """Carry out an operator's order in all processes.
 
-    async def _force(
-        self,
-        service: str,
-        state: BreakerState,
-        actor: str,
-        reason: str | None = None,
-        expires_at: datetime | None = None,
-        *,
-        only_if_new: bool = False,
-    ) -> BreakerStatus:
-        breaker = self.get(service)
-        left = (expires_at - datetime.now(UTC)).total_seconds() if expires_at else 0.0
+        ``only_if_new``: changes nothing where the shared record knows anything of the service.
+        """
+        breaker, ends = self.get(order.service), order.expires_at
+        left = (ends - datetime.now(UTC)).total_seconds() if ends else 0.0
         if self._hub is None:
-            breaker.order(state, actor=actor, reason=reason, seconds=left)
+            breaker.order(order.state, actor=order.actor, reason=order.reason, seconds=left)
             return self._status(breaker, breaker.shared, ())
         given = {
-            "state": state.value,
-            "actor": actor,
-            "reason": reason or "",
-            "expires": max(1, round(left * 1000)) if expires_at else 0,
+            "state": order.state.value,
+            "actor": order.actor,
+            "reason": order.reason or "",
+            "expires": max(1, round(left * 1000)) if ends else 0,
             "only_if_new": only_if_new,
         }
-        return self._read(self._hub, await self._hub.exchange(Report(service, "force", given)))
+        return self._read(self._hub, await self._hub.exchange(Report(order.service, "force", given)))
 
     def _read(self, hub: FleetHub, record: Record) -> BreakerStatus:
         breaker, away = self.known[record["service"]], tuple(sorted(record.get("open_in", ())))

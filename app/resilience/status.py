@@ -92,7 +92,7 @@ class ClientPolicy:
 
 @dataclass(frozen=True, slots=True)
 class StandingOrder:
-    """What an operator ordered of a service and nobody has ended: ISOLATED or DISABLED."""
+    """What an operator orders of a service: ISOLATED or DISABLED until ``expires_at``; or CLOSED."""
 
     service: str
     state: BreakerState

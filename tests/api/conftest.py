@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -24,6 +25,7 @@ from app.connectors.contract import Plane, Target, TargetKind
 from app.domain import accounts, targets
 from app.main import Server, create_app
 from app.models import Ring, Role
+from app.redis import open_redis
 from app.runtime import Runtime
 from app.settings import Settings
 from tests.servers import Servers, Template
@@ -34,6 +36,24 @@ NOBODY_LISTENS = "http://127.0.0.1:9"
 """Configures the planes without one being there: the API never calls them."""
 
 Submit = Callable[..., Awaitable[dict[str, Any]]]
+
+
+OWN_DATABASE = 9
+"""Redis' database for tests that order breakers about: whoever shares it would be kept away too."""
+
+
+async def own_redis(settings: Settings) -> Settings:
+    """The settings with an emptied database of Redis that no other application of these tests uses."""
+    assert settings.redis_url is not None
+    url = urlsplit(settings.redis_url.get_secret_value())
+    own = (
+        url._replace(query=f"db={OWN_DATABASE}")
+        if url.scheme == "unix"
+        else url._replace(path=f"/{OWN_DATABASE}")
+    ).geturl()
+    async with open_redis(own) as redis:
+        await redis.flushdb()
+    return settings.model_copy(update={"redis_url": SecretStr(own)})
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ class TestAdmission:
                 assert route.path is not None
                 needed = DECLARED[route.endpoint].permission
                 path = route.path.format(
-                    deployment_id=uuid4(), operation_id=uuid4(), plane="jamf", ring="LAB"
+                    deployment_id=uuid4(), operation_id=uuid4(), plane="jamf", ring="LAB", service="nobody"
                 )
                 method = next(iter(route.methods or ()))
                 response = await client.request(method, f"http://api.test{path}", headers=key())
