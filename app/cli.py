@@ -3,11 +3,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
@@ -17,11 +19,26 @@ from setproctitle import setproctitle
 from app.errors import ControlPlaneError
 from app.settings import Settings, describe_errors, unknown_variables
 
+if TYPE_CHECKING:
+    from app.client import Client
+
 EXIT_CODES = """Exit codes: 0 it was done · 1 it failed, or a check did (the reason is on standard error) ·
 2 the command or a setting is wrong · 130 interrupted."""
 
 Role = Literal["viewer", "packager", "publisher", "approver", "admin"]
 Port = Annotated[int, typer.Option(min=1, max=65535)]
+ApiUrl = Annotated[str, typer.Option(envvar="EUCORA_URL", help="Where the API is.")]
+ApiToken = Annotated[
+    str,
+    typer.Option(
+        envvar=["EUCORA_TOKEN", "EUCORA_BOOTSTRAP_TOKEN"], show_envvar=True, help="A bearer token of the API."
+    ),
+]
+ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="As in the table of breakers.")]
+Why = Annotated[str | None, typer.Option(help="Stands in the history.")]
+HowLong = Annotated[
+    str | None, typer.Option("--for", metavar="DURATION", help="As 30m or 2h. Default: until enabled.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: EUCORA_DATA_DIR.")]
 
 cli = typer.Typer(
@@ -34,6 +51,8 @@ cli = typer.Typer(
 )
 tokens = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
 cli.add_typer(tokens, name="token")
+breakers = typer.Typer(help="What keeps callers away from services that fail.")
+cli.add_typer(breakers, name="breakers")
 
 
 def main() -> None:
@@ -183,6 +202,98 @@ def revoke_token(
 
     run(admin.revoke_token(settings_of(data_dir), token_id))
     typer.echo(f"revoked {token_id}")
+
+
+@contextlib.asynccontextmanager
+async def api_client(url: str, token: str) -> AsyncIterator["Client"]:
+    """A caller of the API; one that is out of reach is a sentence."""
+    import httpx
+
+    from app.client import Client
+
+    try:
+        async with Client(url, token) as client:
+            yield client
+    except httpx.TransportError as error:
+        fail(f"{url} does not answer ({type(error).__name__})", code=1)
+
+
+@breakers.callback(invoke_without_command=True)
+def show_breakers(
+    context: typer.Context,
+    *,
+    url: ApiUrl = "http://127.0.0.1:8000",
+    token: ApiToken,
+    once: Annotated[bool, typer.Option(help="Show them once and leave.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and leave.")] = False,
+) -> None:
+    """Show the breakers of all services as all processes see them, live until Ctrl-C."""
+    context.obj = url, token
+    if context.invoked_subcommand is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            run(print_breakers(url, token, once=once, as_json=as_json))
+
+
+async def print_breakers(url: str, token: str, *, once: bool, as_json: bool) -> None:
+    """Show them as asked for."""
+    from app import breakers_view
+
+    async with api_client(url, token) as client:
+        if as_json:
+            typer.echo(json.dumps(await client.every("/breakers"), indent=2))
+        elif once:
+            await breakers_view.show(client)
+        else:
+            await breakers_view.watch(client)
+
+
+@breakers.command("reset")
+def reset_breaker(context: typer.Context, service: ServiceName, *, reason: Why = None) -> None:
+    """Close a breaker in all processes, forget its failures, and end any order."""
+    run(order_breaker(context, service, "reset", {"reason": reason}))
+
+
+@breakers.command("isolate")
+def isolate_breaker(
+    context: typer.Context, service: ServiceName, *, reason: Why = None, lasting: HowLong = None
+) -> None:
+    """Keep every caller away from a service."""
+    run(order_breaker(context, service, "isolate", {"reason": reason, "expires_at": ends_at(lasting)}))
+
+
+@breakers.command("disable")
+def disable_breaker(
+    context: typer.Context, service: ServiceName, *, reason: Why = None, lasting: HowLong = None
+) -> None:
+    """Let every caller through to a service, whatever fails."""
+    run(order_breaker(context, service, "disable", {"reason": reason, "expires_at": ends_at(lasting)}))
+
+
+@breakers.command("enable")
+def enable_breaker(context: typer.Context, service: ServiceName, *, reason: Why = None) -> None:
+    """End an isolation or a disabling."""
+    run(order_breaker(context, service, "enable", {"reason": reason}))
+
+
+async def order_breaker(
+    context: typer.Context, service: str, command: str, body: dict[str, str | None]
+) -> None:
+    """Give the order, and say how the service stands then."""
+    url, token = context.obj
+    async with api_client(url, token) as client:
+        breaker = await client.post(f"/breakers/{service}/{command}", body)
+    until = f" until {breaker['expires_at']}" if breaker["expires_at"] else ""
+    typer.echo(f"{service} is {breaker['state']}{until}")
+
+
+def ends_at(lasting: str | None) -> str | None:
+    """The instant so far from now: ``90s``, ``30m``, ``2h``, ``1d``."""
+    if lasting is None:
+        return None
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}.get(lasting[-1:])
+    if unit is None or not lasting[:-1].isdecimal():
+        raise typer.BadParameter("must be a number and s, m, h or d, as 30m", param_hint="--for")
+    return (datetime.now(UTC) + timedelta(**{unit: int(lasting[:-1])})).isoformat()
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API process: lifespan, middleware, routers, problems, document."""
 
+import asyncio
 import gc
 import json
 from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
 from app.api.problems import HANDLERS
 from app.api.reference import add_reference
-from app.runtime import check_settings, open_runtime
+from app.runtime import check_settings, open_runtime, restore_orders
 from app.settings import Settings
 
 VERSION = "0.1.0"
@@ -67,9 +68,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_runtime(settings, process="api") as runtime:
             app.state.service = service = Service(runtime)
+            restoring = asyncio.create_task(restore_orders(runtime))
             try:
                 yield
             finally:
+                restoring.cancel()
                 await service.streams.close()
 
     app = ControlPlane(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process is made of, built once, closed in reverse: engines, queue client, connectors, policy."""
 
+import asyncio
 import os
 import secrets
 import socket
@@ -13,25 +14,32 @@ from types import MappingProxyType
 import asyncpg
 from arq.connections import ArqRedis
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
+from app import telemetry
 from app.connectors import catalogue
 from app.connectors.contract import Connector, Plane
 from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.database import database_url, hurry, open_accept_engine, open_engine, reaching
+from app.domain import breakers
 from app.domain.gates import GatePolicy, load_policy
 from app.doorbell import Doorbell
 from app.errors import Invalid
+from app.models import BreakerEvent
 from app.redis import open_hasty_redis, open_redis
-from app.resilience import SERVICES, BreakerPolicy, Breakers
+from app.resilience import SERVICES, BreakerPolicy, Breakers, BreakerState
 from app.resilience.classify import DATABASE
+from app.resilience.errors import CallError
 from app.resilience.registry import in_use
-from app.resilience.status import DEFAULT_POLICY, DEFAULTS
+from app.resilience.status import DEFAULT_POLICY, DEFAULTS, StandingOrder
 from app.settings import Settings
 
 Clock = Callable[[], datetime]
+RESTORE_AGAIN = 5.0
+log = telemetry.logger(__name__)
 
 
 def system_clock() -> datetime:
@@ -136,6 +144,31 @@ def breaker_policies(settings: Settings) -> dict[str, BreakerPolicy]:
     }
 
 
+async def restore_orders(runtime: Runtime) -> None:
+    """Give operators' orders again that Redis lost while no process was there to remember them.
+
+    Tries until database and Redis have answered once; what Redis knows stays as it is.
+    """
+    while True:
+        try:
+            async with runtime.transaction() as session:
+                standing = await breakers.standing(session, runtime.clock())
+            for event in standing:
+                await runtime.breakers.give(order_of(event), only_if_new=True)
+        except (CallError, SQLAlchemyError) as error:
+            log.warning("orders_not_restored", error=repr(error))
+            await asyncio.sleep(RESTORE_AGAIN)
+        else:
+            return
+
+
+def order_of(event: BreakerEvent) -> StandingOrder:
+    """An order as it was written down."""
+    order = event.after or {}
+    ends = datetime.fromisoformat(order["expires_at"]) if order["expires_at"] else None
+    return StandingOrder(event.service, BreakerState(order["state"]), event.actor, order["reason"], ends)
+
+
 def process_name(process: str) -> str:
     """How the other processes call this one: kind, host, pid, and a part nobody else will have."""
     return f"{process}:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -172,15 +205,13 @@ async def open_runtime(
         redis = open_redis(redis_url)
         stack.push_async_callback(redis.aclose)
         doorbell = await stack.enter_async_context(Doorbell(url))
-        breakers = Breakers(policies=breaker_policies(settings))
+        known = Breakers(policies=breaker_policies(settings))
         signals = open_hasty_redis(redis_url)
         stack.push_async_callback(signals.aclose)
-        await stack.enter_async_context(breakers.shared(signals, process=process_name(process)))
-        stack.enter_context(in_use(breakers))
+        await stack.enter_async_context(known.shared(signals, process=process_name(process)))
+        stack.enter_context(in_use(known))
         planes = await stack.enter_async_context(
-            catalogue.open_planes(
-                settings.planes, settings.sandbox_url, connector_services(settings, breakers)
-            )
+            catalogue.open_planes(settings.planes, settings.sandbox_url, connector_services(settings, known))
         )
         yield Runtime(
             settings=settings,
@@ -189,7 +220,7 @@ async def open_runtime(
             accept_engine=accept_engine,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
             redis=redis,
-            breakers=breakers,
+            breakers=known,
             doorbell=doorbell,
             connectors=MappingProxyType(planes.connectors),
             unconfigured=MappingProxyType(planes.unconfigured),

@@ -122,9 +122,13 @@ def describe_errors(error: ValidationError) -> list[str]:
     return [f"EUCORA_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
 
 
+OF_THE_COMMAND_LINE = ["EUCORA_URL", "EUCORA_TOKEN"]
+"""What the commands that call the API are told by; no part of an installation."""
+
+
 def unknown_variables() -> list[str]:
     """The variables that look like ours and mean nothing, each with the name that may be meant."""
-    known = [f"EUCORA_{name.upper()}" for name in Settings.model_fields]
+    known = [f"EUCORA_{name.upper()}" for name in Settings.model_fields] + OF_THE_COMMAND_LINE
     given = [
         name for name in os.environ if name.startswith("EUCORA_") and not name.startswith("EUCORA_TEST_")
     ]

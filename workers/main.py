@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from app import telemetry
 from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
-from app.runtime import open_runtime
+from app.runtime import open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
 from workers import deployments, planes
 from workers.context import JobFunction
@@ -79,6 +79,7 @@ async def work(runner: Runner, stop: asyncio.Event, *, metrics: str) -> None:
     loops = queue_loops(runner)
     hearing = [asyncio.create_task(loop.run()) for loop in loops]
     others = [asyncio.create_task(show_presence(runner, metrics)), asyncio.create_task(watchdog.beat())]
+    others.append(asyncio.create_task(restore_orders(runtime)))
     log.info("worker_started", owner=runner.owner, kinds=[kind.value for kind in jobs], metrics=metrics)
     await stop.wait()
 
