@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Six real processes on one real Redis in front of a service that misbehaves."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+from redis.asyncio import Redis
+
+from app.embedded import Server, embedded_valkey
+from app.resilience.guard import PROBE_MARGIN
+from tests.resilience.caller import CallerProcess, Json, all_do, callers
+from tests.resilience.misbehaving import (
+    Behaviour,
+    Misbehaving,
+    Received,
+    answer,
+    hang,
+    misbehaving,
+    reset,
+    slowly,
+)
+from tests.servers import scratch_data_folder
+from tests.waiting import eventually
+
+SIX = 6
+SOON = 0.25
+"""Seconds within which a change is known everywhere, and the most that a silent Redis may cost."""
+
+
+@pytest.fixture
+async def valkey() -> AsyncIterator[Server]:
+    """A Valkey of the test's own."""
+    with scratch_data_folder() as place:
+        async with embedded_valkey(place, report=print, durable=False) as server:
+            yield server
+
+
+async def in_state(fleet: list[CallerProcess], state: str) -> bool:
+    return all(each["state"] == state for each in await all_do(fleet, "state"))
+
+
+async def open_everywhere(fleet: list[CallerProcess], server: Misbehaving) -> None:
+    """Two processes see five failures."""
+    server.script = [answer(503)]
+    await fleet[0].do("calls", count=3)
+    await fleet[1].do("calls", count=2)
+    await eventually(partial(in_state, fleet, "open"), within=5)
+
+
+async def test_what_two_processes_saw_is_known_to_all_within_a_quarter_of_a_second(valkey: Server) -> None:
+    async with misbehaving() as server, callers(SIX, redis=valkey.url, server=server.url) as fleet:
+        await all_do(fleet, "calls", count=1)
+        server.script = [answer(503)]
+        await fleet[0].do("calls", count=3)
+        fifth = (await fleet[1].do("calls", count=2))["last"]
+        await eventually(partial(in_state, fleet, "open"), within=5)
+
+        moves = [each["moves"][0] for each in await all_do(fleet, "state")]
+
+    assert [state for _, state in moves] == ["open"] * SIX
+    assert max(at for at, _ in moves) - fifth < SOON
+    assert len(server.received) == SIX + 5
+
+
+async def test_half_open_lets_one_request_of_three_hundred_callers_through(valkey: Server) -> None:
+    seen_at_end: list[int] = []
+
+    async def fail_then_heal(request: Received, writer: asyncio.StreamWriter) -> None:
+        behaviour = [answer(503), answer()][min(len(server.received) - begun - 1, 1)]
+        await asyncio.sleep(0.3)  # long enough for everybody else to come
+        seen_at_end.append(len(server.received) - begun)
+        await behaviour(request, writer)
+
+    async with (
+        misbehaving() as server,
+        callers(SIX, redis=valkey.url, server=server.url, policy={"reset_timeout": 1.0}) as fleet,
+    ):
+        await all_do(fleet, "calls", count=1)
+        await open_everywhere(fleet, server)
+        begun = len(server.received)
+        server.script = [fail_then_heal]
+        ends = await all_do(fleet, "until_good", at_once=50)
+
+    assert seen_at_end[:2] == [1, 2]  # nobody came beside the failed probe, nobody beside the good one
+    refused = sum(end["outcomes"].get("circuit_open", 0) for end in ends)
+    failed = sum(end["outcomes"].get("transient", 0) for end in ends)
+    assert failed == 1
+    assert refused > 300
+
+
+async def test_the_death_of_a_prober_delays_the_next_probe_by_its_lease_at_most(valkey: Server) -> None:
+    patience = {"attempt_timeout": 0.5, "total": 5.0}
+    lease = patience["attempt_timeout"] + PROBE_MARGIN
+    async with (
+        misbehaving() as server,
+        callers(
+            *(SIX,), redis=valkey.url, server=server.url, policy={"reset_timeout": 0.5}, profile=patience
+        ) as fleet,
+    ):
+        await all_do(fleet, "calls", count=1)
+        await open_everywhere(fleet, server)
+        server.script = [hang]
+        begun = len(server.received)
+        prober, *others = fleet
+        probing = asyncio.create_task(prober.do("until_good", at_once=1))
+        await eventually(lambda: len(server.received) > begun, within=5)
+        asked_at = time.monotonic()
+        prober.process.kill()
+        probing.cancel()
+        server.script = [answer()]
+
+        await all_do(others, "until_good", at_once=5)
+        probed_after = time.monotonic() - asked_at
+
+    assert lease - 1 < probed_after < lease + 1
+
+
+async def test_a_silent_redis_delays_no_call_and_the_fifth_failure_still_opens(valkey: Server) -> None:
+    async with misbehaving() as server, callers(SIX, redis=valkey.url, server=server.url) as fleet:
+        await all_do(fleet, "calls", count=5)
+        os.kill(valkey.child.pid, signal.SIGSTOP)
+        try:
+            good = await all_do(fleet, "calls", count=100)
+            server.script = [answer(503)]
+            bad = await all_do(fleet, "calls", count=10)
+            states = await all_do(fleet, "state")
+        finally:
+            os.kill(valkey.child.pid, signal.SIGCONT)
+
+        await eventually(partial(in_state, fleet, "open"), within=5)
+
+    assert all(each["outcomes"] == {"ok": 100} for each in good)
+    assert max(each["slowest"] for each in good) < SOON
+    assert all(each["outcomes"] == {"transient": 5, "circuit_open": 5} for each in bad)
+    assert all(each["state"] == "open" for each in states)
+
+
+async def test_calls_to_a_service_that_is_well_cost_redis_nothing(valkey: Server) -> None:
+    async with misbehaving() as server, callers(2, redis=valkey.url, server=server.url) as fleet:
+        await all_do(fleet, "calls", count=10)
+        before, began = await commands(valkey), time.monotonic()
+        for end in await all_do(fleet, "calls", count=1500, at_once=4):
+            assert end["outcomes"] == {"ok": 1500}
+        spent, beats = await commands(valkey) - before, (time.monotonic() - began) / 1.6 + 1
+
+    assert spent <= beats * 2 * 18 + 1, "only the comparison that each process makes every two seconds"
+    assert spent < 3000 / 4
+
+
+async def commands(valkey: Server) -> int:
+    """How many scripts Redis ran, however they were asked for."""
+    async with Redis.from_url(valkey.url) as redis:
+        stats = await redis.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
+
+
+async def test_a_dead_service_gets_five_requests_of_a_process_then_one_for_each_cool_down(
+    valkey: Server,
+) -> None:
+    cool_down = 1.0
+    patience = {"attempts": 3, "shortest": 0.01, "longest": 0.02}
+    async with (
+        misbehaving(answer()) as server,
+        callers(
+            *(SIX,),
+            redis=valkey.url,
+            server=server.url,
+            policy={"reset_timeout": cool_down},
+            profile=patience,
+        ) as fleet,
+    ):
+        await all_do(fleet, "calls", count=1)
+        server.script, begun, began = [reset], len(server.received), time.monotonic()
+        ends = await all_do(fleet, "calls", count=167, pause=0.02)
+        cool_downs = (time.monotonic() - began) / cool_down
+        requests = len(server.received) - begun
+
+    assert sum(sum(end["outcomes"].values()) for end in ends) == SIX * 167
+    assert requests <= SIX * 5 + cool_downs + 1
+    assert cool_downs > 2
+
+
+def alternating(*behaviours: Behaviour) -> Behaviour:
+    """One after the other, again and again."""
+    number = 0
+
+    async def behave(request: Received, writer: asyncio.StreamWriter) -> None:
+        nonlocal number
+        number += 1
+        await behaviours[number % len(behaviours)](request, writer)
+
+    return behave
+
+
+async def test_a_service_that_fails_every_second_time_is_not_called_much_more_often(valkey: Server) -> None:
+    never_opens = {"minimum_calls": 10_000}
+    patience = {"attempts": 3, "shortest": 0.001, "longest": 0.002}
+    async with (
+        misbehaving(alternating(answer(), answer(503))) as server,
+        callers(1, redis=valkey.url, server=server.url, policy=never_opens, profile=patience) as fleet,
+    ):
+        end = await fleet[0].do("calls", count=1000)
+
+    assert sum(end["outcomes"].values()) == 1000
+    assert set(end["outcomes"]) <= {"ok", "local_saturation"}
+    assert len(server.received) <= 1.2 * 1000
+
+
+async def test_a_service_that_fails_every_second_time_is_left_alone_within_a_minute(valkey: Server) -> None:
+    async with (
+        misbehaving(alternating(answer(), answer(503))) as server,
+        callers(SIX, redis=valkey.url, server=server.url) as fleet,
+    ):
+        ends = await all_do(fleet, "calls", count=60, pause=0.01)
+        await eventually(partial(in_state, fleet, "open"), within=5)
+
+    assert all(end["outcomes"]["circuit_open"] > 0 for end in ends)
+    assert len(server.received) < SIX * 60
+
+
+async def test_a_pause_that_one_process_was_asked_for_is_kept_by_all(valkey: Server) -> None:
+    patience = {"attempts": 3, "shortest": 0.01, "longest": 0.02, "total": 30.0}
+    times: list[float] = []
+
+    async def note(request: Received, writer: asyncio.StreamWriter) -> None:
+        times.append(time.monotonic())
+        await (answer(429, Retry_After="7") if len(times) == 1 else answer())(request, writer)
+
+    async with (
+        misbehaving() as server,
+        callers(3, redis=valkey.url, server=server.url, profile=patience) as fleet,
+    ):
+        await all_do(fleet, "calls", count=1)
+        server.script = [note]
+        first = asyncio.create_task(fleet[0].do("calls", count=1))
+        await eventually(lambda: len(times) == 1, within=5)
+        await eventually(lambda: gate_is_known(valkey), within=5)
+        rest: list[Json] = await all_do(fleet[1:], "calls", count=1)
+        ends = [await first, *rest]
+
+    assert [end["outcomes"] for end in ends] == [{"ok": 1}] * 3
+    assert min(times[1:]) - times[0] >= 7.0
+    assert max(times[1:]) - times[0] < 9.0
+
+
+async def gate_is_known(valkey: Server) -> bool:
+    async with Redis.from_url(valkey.url) as redis:
+        return float(await redis.hget("eucora:breaker:{intune}", "gate") or 0) > 0
+
+
+async def test_one_sick_process_keeps_only_itself_away(valkey: Server) -> None:
+    async with (
+        misbehaving() as well,
+        misbehaving(answer(503)) as sick,
+        callers(3, redis=valkey.url, server=well.url) as healthy,
+        callers(1, redis=valkey.url, server=sick.url, policy={"reset_timeout": 1.0}) as poisoned,
+    ):
+        await all_do(healthy, "calls", count=5)
+        for _ in range(4):
+            await poisoned[0].do("calls", count=5)
+            good = await all_do(healthy, "calls", count=5)
+            assert all(end["outcomes"] == {"ok": 5} for end in good)
+
+        assert (await poisoned[0].do("state"))["state"] == "open"
+        assert await in_state(healthy, "closed")
+        sick.script = [slowly(answer(), 0.01)]
+        await poisoned[0].do("until_good", at_once=3)
+
+        assert await in_state([*healthy, *poisoned], "closed")
