@@ -71,7 +71,8 @@ def classify(
     """The one class of anything a call can end in; None: it is what was asked for.
 
     ``sent``: some byte of the request may have reached the service. ``refreshed``: the token was renewed for
-    this call already. ``excerpt``: the vendor's words, without secrets. Of a group of errors the worst leaf.
+    this call already. ``excerpt``: the vendor's words, without secrets. Of a group of errors the worst: first what
+    speaks against the service, then what is hardest to mend.
     """
     if isinstance(outcome, httpx.Response):
         return classify_response(
@@ -81,8 +82,12 @@ def classify(
         found = [
             classify_exception(leaf, service=service, safety=safety, sent=sent) for leaf in leaves(outcome)
         ]
-        return max(found, key=lambda error: (error.action, error.retry_after or 0.0))
+        return max(found, key=_badness)
     return None
+
+
+def _badness(error: CallError) -> tuple[bool, int, float]:
+    return error.verdict is Verdict.FAILURE, error.action, error.retry_after or 0.0
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

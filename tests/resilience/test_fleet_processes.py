@@ -99,7 +99,7 @@ async def test_the_death_of_a_prober_delays_the_next_probe_by_its_lease_at_most(
     async with (
         misbehaving() as server,
         callers(
-            *(SIX,), redis=valkey.url, server=server.url, policy={"reset_timeout": 0.5}, profile=patience
+            SIX, redis=valkey.url, server=server.url, policy={"reset_timeout": 0.5}, profile=patience
         ) as fleet,
     ):
         await all_do(fleet, "calls", count=1)
@@ -167,7 +167,7 @@ async def test_a_dead_service_gets_five_requests_of_a_process_then_one_for_each_
     async with (
         misbehaving(answer()) as server,
         callers(
-            *(SIX,),
+            SIX,
             redis=valkey.url,
             server=server.url,
             policy={"reset_timeout": cool_down},
