@@ -17,7 +17,8 @@ from app.models import BreakerEvent, Deployment, DeploymentPlane, Operation
 
 STANDING = ("isolated", "disabled")
 """The states that last until an operator, or their expiry, ends them."""
-KEPT_AWAY = "circuit_open"
+ASKED_TO_WAIT = "throttled"
+"""The code of work that waits because the service wants it to, which no order of ours changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ async def let_go(session: AsyncSession, service: str) -> int:
     released = await session.scalars(
         update(Operation)
         .where(Operation.status.in_(OPEN), Operation.run_after > func.clock_timestamp())
-        .where(Operation.error["service"].astext == service, Operation.error["code"].astext == KEPT_AWAY)
+        .where(Operation.error["service"].astext == service, Operation.deferrals > 0)
+        .where(Operation.error["code"].astext != ASKED_TO_WAIT)
         .values(run_after=func.clock_timestamp(), dispatched_at=None)
         .returning(Operation.id)
         .execution_options(synchronize_session=False)

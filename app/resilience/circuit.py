@@ -49,7 +49,9 @@ class Permit:
         outcome = verdict(error, service=self.circuit.service)
         self.settle(outcome, error.brief)
         if outcome is Verdict.FAILURE:
-            error.kept_away = self.circuit.time_left()
+            # what a failed probe of the fleet brings about is known before the others have agreed to it
+            whole = self.circuit.policy.reset_timeout
+            error.kept_away = whole if self.token else self.circuit.time_left()
         return None
 
 

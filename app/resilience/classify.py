@@ -71,8 +71,8 @@ def classify(
     """The one class of anything a call can end in; None: it is what was asked for.
 
     ``sent``: some byte of the request may have reached the service. ``refreshed``: the token was renewed for
-    this call already. ``excerpt``: the vendor's words, without secrets. Of a group of errors the worst: first what
-    speaks against the service, then what is hardest to mend.
+    this call already. ``excerpt``: the vendor's words, without secrets. Of a group of errors the worst: first
+    what speaks against the service, then what is hardest to mend.
     """
     if isinstance(outcome, httpx.Response):
         return classify_response(

@@ -75,7 +75,7 @@ async def waiting_for(session: AsyncSession, service: str, code: str) -> UUID:
     await session.execute(
         update(Operation)
         .where(Operation.id == operation_id)
-        .values(status=OperationStatus.WAITING, run_after=later, error=error)
+        .values(status=OperationStatus.WAITING, run_after=later, error=error, deferrals=1)
     )
     return operation_id
 

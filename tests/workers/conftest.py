@@ -22,6 +22,8 @@ from tests.waiting import eventually
 from tests.workers.jobs import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
+RESET_TIMEOUT = 0.4
+"""Seconds for which the breaker of the service that the jobs of these tests call stays open."""
 
 
 @dataclass(slots=True)
@@ -143,6 +145,7 @@ class Workers:
             "EUCORA_DATABASE_URL": self.settings.database_url.get_secret_value(),
             "EUCORA_REDIS_URL": self.settings.redis_url.get_secret_value(),
             **{f"EUCORA_WORKER__{name.upper()}": str(value) for name, value in given.items()},
+            "EUCORA_BREAKERS__JIRA__RESET_TIMEOUT": str(RESET_TIMEOUT),
             **({} if hard_limit is None else {"EUCORA_TEST_HARD_LIMIT": str(hard_limit)}),
         }
         log = self.folder / f"worker-{len(self.started)}.log"

@@ -13,10 +13,11 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from app.domain.operations import KINDS, Kind, OperationKind
-from app.resilience import BreakerOpen
+from app.resilience import BreakerOpen, RetryProfile, create_resilient_client
 from app.resilience.errors import PermanentError, TransientError
 from app.settings import Settings
 from tests.waiting import eventually
@@ -28,6 +29,7 @@ TABLES = (
     "CREATE TABLE effects_of_jobs (operation_id uuid, pid int)",
 )
 Values = Mapping[str, Any]
+QUICK = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=2.0, total=10.0)
 
 
 async def note(job: Job) -> None:
@@ -99,6 +101,33 @@ async def out_of_service(_: Job) -> Outcome:
     raise TransientError("503 Service Unavailable", service="intune", status=503)
 
 
+async def calls_out(job: Job) -> Outcome:
+    """Asks the service at ``url``, with tokens that look new each time."""
+    client = create_resilient_client(
+        "jira", base_url=job.claimed.args["url"], breakers=job.runtime.breakers, auth=Tokens(), profile=QUICK
+    )
+    async with client:
+        answer = await client.get("/")
+    return Done({"status": answer.status_code})
+
+
+class Tokens:
+    """A source of tokens that is always well."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    async def token(self) -> SecretStr:
+        return SecretStr(f"token-{self.given}")
+
+    async def renew(self, refused: SecretStr) -> SecretStr:  # noqa: ARG002 - the protocol's
+        self.given += 1
+        return await self.token()
+
+    def secrets(self) -> tuple[str, ...]:
+        return ()
+
+
 async def refused(_: Job) -> Outcome:
     raise PermanentError("400 Bad Request", service="intune", status=400)
 
@@ -131,7 +160,7 @@ async def endless(_: Job) -> Outcome:
 ACTS: Mapping[str, Callable[[Job], Awaitable[Outcome]]] = {
     act.__name__: act
     for act in (
-        *(effect, gated, deaf, blocks, careful, twice, out_of_service, refused),
+        *(effect, gated, deaf, blocks, careful, twice, out_of_service, refused, calls_out),
         *(kept_away, broken, exits, dies, unwritable, endless),
     )
 }
