@@ -217,8 +217,7 @@ class Circuit(ABC):
     def _forgive(self, permit: Permit) -> None:
         """A success proves wrong the failures that were known when it began, not the later ones."""
         self._forgiven = max(self._forgiven, permit.seen)
-        if self._shared.failures:
-            self._fleet.succeeded(self.service, permit.seen_by_all)
+        self._fleet.succeeded(self.service, seen=permit.seen_by_all, own=permit.seen)
         self._renew()
 
     def _count_failure(self, why: str | None) -> None:
@@ -235,7 +234,7 @@ class Circuit(ABC):
         self._renew()
         if tripped:
             self.open()
-        self._fleet.failed(self.service, tripped=tripped)
+        self._fleet.failed(self.service, self._failures, tripped=tripped)
 
     def _is_flapping(self, now: float) -> bool:
         good, failed = self._window.counts(now)
@@ -255,10 +254,11 @@ class Circuit(ABC):
     def _settle_own(self, permit: Permit, outcome: Verdict) -> None:
         if outcome is Verdict.SUCCESS:
             self.close()
-            self._fleet.succeeded(self.service, permit.seen_by_all)
+            self._fleet.succeeded(self.service, seen=permit.seen_by_all, own=permit.seen)
         elif outcome is Verdict.FAILURE:
             self.open()
-            self._fleet.failed(self.service, tripped=True)
+            self._failures += 1
+            self._fleet.failed(self.service, self._failures, tripped=True)
         else:
             self.half_open()
 

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- The one place where the shared record of a service's breaker changes.
--- KEYS: record (hash), failures (zset: "<process>\n<sequence>" by sequence), users and away (zsets: process by ms)
+-- KEYS: record (hash), failures (zset: "<process>\n<the process's own number>" by sequence),
+-- users and away (zsets: process by ms)
 -- ARGV: operation, process, epoch the caller knows, channel, service, arguments (JSON)
 -- Answers, and publishes where something changed, the record as JSON. Every time in it is a remaining time in ms,
 -- 0: none; Redis' clock is the only one.
@@ -83,6 +84,16 @@ local function processes_in_streak()
   return number
 end
 
+-- What a process says of its own failures is in order, however late it hears what the others know.
+local function forgive_own(newest)
+  local number = 0
+  for _, member in ipairs(redis.call('ZRANGE', failures, 0, -1)) do
+    local name, own = string.match(member, '^([^\n]*)\n(.*)$')
+    if name == process and tonumber(own) <= newest then number = number + redis.call('ZREM', failures, member) end
+  end
+  return number
+end
+
 -- One sick process must not keep the healthy ones away: several must agree, or nobody else be there.
 local function agreed()
   local streak = redis.call('ZCARD', failures) >= given.fail_max
@@ -102,7 +113,7 @@ if operation == 'fail' then
   if epoch == r.epoch and r.state == 'closed' then
     r.sequence = r.sequence + 1
     r.error = given.error
-    redis.call('ZADD', failures, r.sequence, process .. '\n' .. string.format('%.0f', r.sequence))
+    redis.call('ZADD', failures, r.sequence, process .. '\n' .. string.format('%.0f', given.number))
     redis.call('ZREMRANGEBYRANK', failures, 0, -MOST - 1)
     redis.call('PEXPIRE', failures, DAY)
     if given.tripped then
@@ -114,7 +125,8 @@ if operation == 'fail' then
   end
 elseif operation == 'succeed' then
   if epoch == r.epoch and r.state == 'closed' then
-    if redis.call('ZREMRANGEBYSCORE', failures, '-inf', given.seen) > 0 then save() end
+    local forgiven = redis.call('ZREMRANGEBYSCORE', failures, '-inf', given.seen) + forgive_own(given.own)
+    if forgiven > 0 then save() end
   end
 elseif operation == 'probe' then
   local free = (r.state == 'open' and now >= r.reopens) or (r.state == 'half_open' and now >= r.lease)

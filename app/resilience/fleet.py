@@ -83,13 +83,14 @@ class FleetHub:
         """See ``Fleet``."""
         self._tell(service, "beat", self._presence(self._circuits[service], used=True))
 
-    def failed(self, service: str, *, tripped: bool) -> None:
+    def failed(self, service: str, number: int, *, tripped: bool) -> None:
         """See ``Fleet``."""
         circuit = self._circuits[service]
         self._tell(
             service,
             "fail",
             {
+                "number": number,
                 "tripped": tripped,
                 "error": circuit.last_error or "",
                 "fail_max": circuit.policy.fail_max,
@@ -99,9 +100,10 @@ class FleetHub:
             epoch=circuit.shared.epoch,
         )
 
-    def succeeded(self, service: str, seen: int) -> None:
+    def succeeded(self, service: str, *, seen: int, own: int) -> None:
         """See ``Fleet``."""
-        self._tell(service, "succeed", {"seen": seen}, epoch=self._circuits[service].shared.epoch)
+        given = {"seen": seen, "own": own}
+        self._tell(service, "succeed", given, epoch=self._circuits[service].shared.epoch)
 
     def probed(self, service: str, token: str, outcome: Verdict, why: str | None) -> None:
         """See ``Fleet``."""

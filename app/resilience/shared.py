@@ -41,11 +41,11 @@ class Fleet(Protocol):
     def used(self, service: str) -> None:
         """The service is called again, after some time in which it was not."""
 
-    def failed(self, service: str, *, tripped: bool) -> None:
-        """A call failed; ``tripped``: this process keeps itself away since."""
+    def failed(self, service: str, number: int, *, tripped: bool) -> None:
+        """A failure of our own, by its number; ``tripped``: we keep ourselves away since."""
 
-    def succeeded(self, service: str, seen: int) -> None:
-        """A call succeeded that began when the fleet's failure number ``seen`` was known."""
+    def succeeded(self, service: str, *, seen: int, own: int) -> None:
+        """A call succeeded that began after the fleet's failure ``seen`` and our own failure ``own``."""
 
     def probed(self, service: str, token: str, outcome: Verdict, why: str | None) -> None:
         """How the fleet's probe ended."""
@@ -67,10 +67,10 @@ class Alone:
     def used(self, service: str) -> None:
         """Nothing."""
 
-    def failed(self, service: str, *, tripped: bool) -> None:
+    def failed(self, service: str, number: int, *, tripped: bool) -> None:
         """Nothing."""
 
-    def succeeded(self, service: str, seen: int) -> None:
+    def succeeded(self, service: str, *, seen: int, own: int) -> None:
         """Nothing."""
 
     def probed(self, service: str, token: str, outcome: Verdict, why: str | None) -> None:

@@ -3,22 +3,17 @@
 
 import asyncio
 import copy
-import io
-import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
 import pytest
-import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app import telemetry
 from app.api.dependencies import Service
 from app.api.examples import DEPLOYMENT_CREATE
 from app.connectors.contract import Plane, Target, TargetKind
@@ -38,18 +33,17 @@ NOBODY_LISTENS = "http://127.0.0.1:9"
 Submit = Callable[..., Awaitable[dict[str, Any]]]
 
 
-OWN_DATABASE = 9
-"""Redis' database for tests that order breakers about: whoever shares it would be kept away too."""
+OWN_DATABASE, STANDING_DATABASE = 9, 8
+"""Redis' databases for tests that order breakers about, and for the application that outlives each test: what
+processes on one database know of the breakers they tell each other, however often it is emptied."""
 
 
-async def own_redis(settings: Settings) -> Settings:
+async def own_redis(settings: Settings, database: int = OWN_DATABASE) -> Settings:
     """The settings with an emptied database of Redis that no other application of these tests uses."""
     assert settings.redis_url is not None
     url = urlsplit(settings.redis_url.get_secret_value())
     own = (
-        url._replace(query=f"db={OWN_DATABASE}")
-        if url.scheme == "unix"
-        else url._replace(path=f"/{OWN_DATABASE}")
+        url._replace(query=f"db={database}") if url.scheme == "unix" else url._replace(path=f"/{database}")
     ).geturl()
     async with open_redis(own) as redis:
         await redis.flushdb()
@@ -103,7 +97,7 @@ async def standing_app(template: Template, servers: Servers) -> AsyncIterator[Fa
             bootstrap_token=SecretStr(BOOTSTRAP),
             sandbox_url=NOBODY_LISTENS,
         )
-        async with started(settings) as app:
+        async with started(await own_redis(settings, STANDING_DATABASE)) as app:
             await set_targets(app.state.service.runtime)
             yield app
 
@@ -227,17 +221,3 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 def pointers(response: httpx.Response, code: str = "invalid") -> list[str]:
     """Where an invalid input is wrong."""
     return [wrong["pointer"] for wrong in problem(response, 422, code)["errors"]]
-
-
-@contextmanager
-def captured_lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Logs as the process logs, but to where it can be read."""
-    root, written = logging.getLogger(), io.StringIO()
-    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
-    telemetry.setup(process="api", stream=written)
-    try:
-        yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        structlog.configure(**configuration)

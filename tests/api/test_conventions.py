@@ -22,7 +22,6 @@ from app.settings import Settings
 from tests.api.conftest import (
     BOOTSTRAP,
     bearer,
-    captured_lines,
     client_of,
     intent,
     key,
@@ -31,6 +30,7 @@ from tests.api.conftest import (
     serving,
     started,
 )
+from tests.logs import captured_lines
 from tests.waiting import eventually
 
 NO_DEPLOYMENT = "/deployments/0199c0de-0000-7000-8000-00000000dead"

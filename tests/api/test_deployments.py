@@ -13,7 +13,8 @@ from app.connectors.contract import Action, Member
 from app.domain import deployments, devices, effects
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation
 from app.runtime import Runtime
-from tests.api.conftest import Submit, captured_lines, key, pointers, problem
+from tests.api.conftest import Submit, key, pointers, problem
+from tests.logs import captured_lines
 
 
 async def begin(runtime: Runtime, submitted: dict[str, Any], *, devices_found: int = 0) -> None:

@@ -5,7 +5,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.api.conftest import BOOTSTRAP, Submit, bearer, captured_lines, problem, serving
+from tests.api.conftest import BOOTSTRAP, Submit, bearer, problem, serving
+from tests.logs import captured_lines
 
 CHANGING = {"x-correlation-id", "date"}
 

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from structlog.testing import capture_logs
 
 from app import telemetry
 from app.resilience import (
@@ -37,6 +36,7 @@ from app.resilience.errors import (
 )
 from app.resilience.guard import Attempt, Guard
 from app.resilience.retry import RetryBudget
+from tests.logs import captured_lines
 from tests.waiting import eventually
 
 QUICK = RetryProfile(attempts=3, shortest=0.01, longest=0.02, attempt_timeout=0.3, total=5.0)
@@ -360,8 +360,9 @@ async def test_every_attempt_rejection_and_retry_is_counted_and_logged(
 ) -> None:
     before = {name: sample(name, **labels) for name, labels in COUNTED.items()}
     work, _ = fails(transient())
-    with capture_logs() as lines:
+    with captured_lines() as written:
         await run(guard, work)
+        lines = written()
     breaker.open()
     with pytest.raises(BreakerOpen):
         await run(guard, work)
@@ -398,11 +399,11 @@ def sample(name: str, **labels: str) -> float:
 async def test_a_pause_of_more_than_a_quarter_of_an_hour_is_told_to_somebody(guard: Guard) -> None:
     work, _ = fails(Throttled("429", service="intune", status=429, retry_after=1000.0))
 
-    with capture_logs() as lines, pytest.raises(Throttled):
+    with captured_lines() as written, pytest.raises(Throttled):
         await run(guard, work)
 
-    (line,) = [line for line in lines if line["event"] == "service_asks_for_a_long_pause"]
-    assert (line["log_level"], line["seconds"]) == ("error", 1000.0)
+    (line,) = [line for line in written() if line["event"] == "service_asks_for_a_long_pause"]
+    assert (line["level"], line["seconds"]) == ("error", 1000.0)
 
 
 async def test_a_service_that_fails_now_and_then_opens_by_its_rate() -> None:
