@@ -17,6 +17,7 @@ from tests.servers import Servers, Template, open_servers, open_template
 
 if TYPE_CHECKING:
     from app.runtime import Runtime
+    from tests.installation import World
 
 # A developer's own settings must not decide what the tests see.
 for name in [name for name in os.environ if name.startswith("EUCORA_")]:
@@ -67,6 +68,20 @@ async def runtime(settings: Settings) -> AsyncIterator["Runtime"]:
 
     async with open_runtime(settings, process="test") as runtime:
         yield runtime
+
+
+@pytest.fixture(scope="module")
+async def world(
+    servers: Servers, template: Template, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator["World"]:
+    """One installation of real processes for all stories of a file."""
+    from tests.installation import open_world
+
+    folder = tmp_path_factory.mktemp("world")
+    async with template.cloned() as url:
+        settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(servers.redis_url))
+        async with open_world(settings, folder) as world:
+            yield world
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,19 @@ class World:
         answer = (await self.sandbox.get("/devices", params={"app": app_id})).raise_for_status()
         return [device for device in answer.json()["items"] if device["history"]]
 
+    async def effects_of(self, deployment: Json) -> list[Json]:
+        return await self.client.every(f"/deployments/{deployment['id']}/effects")
+
+    async def one_object_each(self, deployment: Json) -> None:
+        """Every object the plane holds for the deployment belongs to one effect, and no effect made two."""
+        keys = {effect["key"] for effect in await self.effects_of(deployment)}
+        made = [
+            (item["type"], item["effect_key"]) for item in await self.objects() if item["effect_key"] in keys
+        ]
+        once = [made_by for made_by in made if made_by[0] in {"mobileApp", "mobileAppAssignment"}]
+        assert len(once) == len(set(once)), made
+        assert {"mobileApp", "mobileAppAssignment"} <= {kind for kind, _ in made}
+
     def kill_workers(self) -> list[int]:
         """SIGKILL every worker; the supervisor starts new ones. The pids."""
         pids = [pid for pid, title in processes_below(os.getpid()) if title.startswith("eucora worker")]

@@ -4,32 +4,15 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
 from app.client import Json
-from app.settings import Settings
 from tests.api.generated_client import generated_client
-from tests.installation import FINAL, World, open_world
-from tests.servers import Servers, Template
+from tests.installation import FINAL, World
 from tests.waiting import eventually
-
-
-@pytest.fixture(scope="module")
-async def world(
-    servers: Servers, template: Template, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[World]:
-    """One installation for all stories of this file; each uses an application of its own."""
-    folder = Path(tmp_path_factory.mktemp("world"))
-    async with template.cloned() as url:
-        settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(servers.redis_url))
-        async with open_world(settings, folder) as world:
-            yield world
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +20,6 @@ async def healthy(world: World) -> None:
     """Each story begins with a healthy plane and fleet."""
     await world.faults()
     await world.fleet()
-
-
-async def effects_of(world: World, deployment: Json) -> list[Json]:
-    return await world.client.every(f"/deployments/{deployment['id']}/effects")
 
 
 async def lanes_of(world: World, deployment: Json) -> dict[str, Json]:
@@ -58,7 +37,7 @@ async def test_a_deployment_walks_its_rings_and_every_change_is_in_the_ledger(wo
         ("PROMOTED", 60),
         ("PROMOTED", 40),
     ]
-    ledger = {effect["key"]: effect for effect in await effects_of(world, done)}
+    ledger = {effect["key"]: effect for effect in await world.effects_of(done)}
     assert sorted(key.removeprefix(f"{done['id']}/intune/") for key in ledger) == [
         "CANARY/assign",
         "LAB/assign",
@@ -153,7 +132,7 @@ async def test_what_needs_the_cab_stops_before_pilot_and_sends_nothing_there(wor
 
     assert waiting["status"] == "AWAITING_CAB"
     assert [lane["status"] for lane in waiting["lanes"]] == ["PROMOTED", "PROMOTED", "PENDING"]
-    assert "PILOT" not in {effect["ring"] for effect in await effects_of(world, waiting)}
+    assert "PILOT" not in {effect["ring"] for effect in await world.effects_of(waiting)}
 
 
 async def test_manual_promotion_waits_for_the_word(world: World) -> None:
@@ -200,7 +179,7 @@ async def test_a_package_with_another_hash_fails_the_deployment_and_says_why(wor
     assert operation["status"] == "FAILED"
     assert operation["error"]["class"] == "permanent"
     assert "SHA-256" in operation["error"]["message"]
-    rejected = {effect["action"]: effect["state"] for effect in await effects_of(world, failed)}
+    rejected = {effect["action"]: effect["state"] for effect in await world.effects_of(failed)}
     assert rejected["upload"] == "REJECTED"
 
 
@@ -249,52 +228,7 @@ async def test_an_answer_that_is_lost_after_the_plane_acted_makes_no_second_obje
     done = await world.ended(submitted, within=60)
 
     assert done["status"] == "COMPLETED"
-    await one_object_each(world, done)
-
-
-async def one_object_each(world: World, deployment: Json) -> None:
-    """Every object the plane holds for the deployment belongs to one effect, and no effect made two."""
-    keys = {effect["key"] for effect in await effects_of(world, deployment)}
-    made = [
-        (item["type"], item["effect_key"]) for item in await world.objects() if item["effect_key"] in keys
-    ]
-    once = [made_by for made_by in made if made_by[0] in {"mobileApp", "mobileAppAssignment"}]
-    assert len(once) == len(set(once)), made
-    assert {"mobileApp", "mobileAppAssignment"} <= {kind for kind, _ in made}
-
-
-async def test_killing_every_worker_again_and_again_loses_nothing_and_does_nothing_twice(
-    world: World,
-) -> None:
-    await world.faults({"path": "*", "latency": 0.15})
-    submitted = [
-        await world.submit(app_name=f"Survivor {number}", target_ring="CANARY") for number in range(3)
-    ]
-
-    for _ in range(4):
-        await eventually(world.kill_workers, within=20, every=0.5)
-        await moved(world, submitted)
-    done = [await world.ended(deployment, within=90) for deployment in submitted]
-
-    assert {deployment["status"] for deployment in done} == {"COMPLETED"}
-    for deployment in done:
-        await one_object_each(world, deployment)
-
-
-async def moved(world: World, submitted: list[Json]) -> None:
-    """Wait until any deployment is at another place than now, or all have ended."""
-
-    async def places() -> list[Any]:
-        now = [await world.client.deployment(deployment["id"]) for deployment in submitted]
-        return [(d["status"], [(lane["status"], lane["success_count"]) for lane in d["lanes"]]) for d in now]
-
-    before = await places()
-    await eventually(
-        places,
-        within=40,
-        until=lambda now: now != before or all(status == "COMPLETED" for status, _ in now),
-        every=0.1,
-    )
+    await world.one_object_each(done)
 
 
 async def test_devices_that_stay_silent_are_counted_apart_and_do_not_keep_a_good_ring_back(
@@ -347,7 +281,7 @@ async def test_a_rollback_in_the_middle_of_a_push_leaves_nothing_behind(world: W
     await world.faults({"method": "POST", "path": "*/commit", "latency": 1.5})
     submitted = await world.submit(app_name="Interrupted", target_ring="LAB")
     await eventually(
-        lambda: effects_of(world, submitted),
+        lambda: world.effects_of(submitted),
         within=20,
         until=lambda ledger: "SENT" in [effect["state"] for effect in ledger if effect["action"] == "upload"],
     )
@@ -361,6 +295,6 @@ async def test_a_rollback_in_the_middle_of_a_push_leaves_nothing_behind(world: W
 
     assert push["status"] == "CANCELLED"
     assert (await world.ended(submitted))["status"] == "ROLLED_BACK"
-    keys = {effect["key"] for effect in await effects_of(world, submitted)}
+    keys = {effect["key"] for effect in await world.effects_of(submitted)}
     made = [item["type"] for item in await world.objects() if item["effect_key"] in keys]
     assert "mobileAppAssignment" not in made
