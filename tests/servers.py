@@ -12,11 +12,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+from pydantic import SecretStr
 from sqlalchemy import URL, make_url
 
 from app import admin
 from app.data_folder import DataFolder, open_data_folder, short_base
-from app.embedded import embedded_postgres, embedded_valkey
+from app.embedded import Server, embedded_postgres, embedded_valkey
+from app.settings import BreakerSettings, Settings
 
 numbers = itertools.count()
 
@@ -131,3 +133,18 @@ async def execute(server: URL, statement: str) -> None:
 async def connect(url: URL) -> asyncpg.Connection:
     """A plain connection."""
     return await asyncpg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+
+
+@asynccontextmanager
+async def own_server(settings: Settings) -> AsyncIterator[tuple[Server, Settings]]:
+    """A PostgreSQL of the test's own, migrated, with a breaker that looks again soon."""
+    with scratch_data_folder() as place:
+        async with embedded_postgres(place, report=print, durable=False) as server:
+            own = settings.model_copy(
+                update={
+                    "database_url": SecretStr(server.url),
+                    "breakers": {"database": BreakerSettings(reset_timeout=1.0)},
+                }
+            )
+            await admin.migrate_installation(own)
+            yield server, own

@@ -8,21 +8,19 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app import admin, telemetry
+from app import telemetry
 from app.api.submissions import Submissions
 from app.database import call_error
-from app.embedded import Server, embedded_postgres
 from app.resilience import BreakerOpen, BreakerState, deadline
 from app.resilience.errors import CallError, DatabaseDown, DatabaseSlow, DeadlineExceeded
 from app.runtime import Runtime, open_runtime
-from app.settings import BreakerSettings, DatabaseSettings, Settings
+from app.settings import DatabaseSettings, Settings
 from tests.factories import NOON, answer_to, make_plan, request_key
-from tests.servers import scratch_data_folder
+from tests.servers import own_server
 from tests.waiting import eventually
 from tests.wire import Cutting, wired
 
@@ -91,21 +89,6 @@ async def test_work_whose_time_is_over_does_not_begin_a_transaction(runtime: Run
     with deadline.within(time.monotonic() - 1), pytest.raises(DeadlineExceeded):
         async with runtime.transaction():
             raise AssertionError
-
-
-@asynccontextmanager
-async def own_server(settings: Settings) -> AsyncIterator[tuple[Server, Settings]]:
-    """A PostgreSQL of the test's own, migrated, with a breaker that looks again soon."""
-    with scratch_data_folder() as place:
-        async with embedded_postgres(place, report=print, durable=False) as server:
-            own = settings.model_copy(
-                update={
-                    "database_url": SecretStr(server.url),
-                    "breakers": {"database": BreakerSettings(reset_timeout=1.0)},
-                }
-            )
-            await admin.migrate_installation(own)
-            yield server, own
 
 
 async def test_a_database_that_is_away_is_left_alone_after_five_failures(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ from app.settings import Settings
 from tests.waiting import eventually
 from tests.workers.jobs import TABLES
 
+PATIENCE = 5.0
+"""Seconds a worker gets to end at the end of a test."""
 ROOT = Path(__file__).resolve().parents[2]
 RESET_TIMEOUT = 0.4
 """Seconds for which the breaker of the service that the jobs of these tests call stays open."""
@@ -164,10 +167,16 @@ class Workers:
         return worker
 
     async def stop(self) -> None:
-        for worker in self.started:
+        """As an orchestrator would: asked first, then killed."""
+        running = [worker for worker in self.started if worker.process.returncode is None]
+        for worker in running:
+            worker.send(signal.SIGTERM)
+        for worker in running:
+            with contextlib.suppress(TimeoutError):
+                await worker.exited(within=PATIENCE)
             if worker.process.returncode is None:
                 worker.process.kill()
-            await worker.process.wait()
+                await worker.process.wait()
 
 
 @pytest.fixture

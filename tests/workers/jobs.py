@@ -132,6 +132,11 @@ async def refused(_: Job) -> Outcome:
     raise PermanentError("400 Bad Request", service="intune", status=400)
 
 
+async def fails_at(job: Job) -> Outcome:
+    await wait_for_gate(job)
+    return await refused(job)
+
+
 async def kept_away(_: Job) -> Outcome:
     raise BreakerOpen("the breaker is open", service="intune", retry_after=0.01)
 
@@ -160,7 +165,7 @@ async def endless(_: Job) -> Outcome:
 ACTS: Mapping[str, Callable[[Job], Awaitable[Outcome]]] = {
     act.__name__: act
     for act in (
-        *(effect, gated, deaf, blocks, careful, twice, out_of_service, refused, calls_out),
+        *(effect, gated, deaf, blocks, careful, twice, out_of_service, refused, calls_out, fails_at),
         *(kept_away, broken, exits, dies, unwritable, endless),
     )
 }
