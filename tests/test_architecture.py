@@ -88,6 +88,13 @@ def test_every_kind_of_operation_has_a_job_and_limits() -> None:
     assert {kind.value for kind in OperationKind} == {job.__name__ for job in JOBS.values()}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_work_stops_by_itself_well_before_it_is_stopped(kind: OperationKind) -> None:
+    hard, soft = (each.total_seconds() for each in (KINDS[kind].hard_limit, KINDS[kind].soft_limit))
+
+    assert hard - soft == {300.0: 30.0, 120.0: 20.0, 60.0: 10.0}[hard]
+
+
 def test_the_transition_tables_are_complete_and_only_final_states_end() -> None:
     assert set(DEPLOYMENT_MOVES) == set(DeploymentStatus)
     assert set(LANE_MOVES) == set(LaneStatus)

@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from functools import partial
 
 import pytest
@@ -223,13 +225,14 @@ async def test_a_service_that_fails_every_second_time_is_left_alone_within_a_min
     assert len(server.received) < SIX * 60
 
 
-async def test_a_pause_that_one_process_was_asked_for_is_kept_by_all(valkey: Server) -> None:
+async def times_after_a_pause(valkey: Server, throttled: Behaviour) -> list[float]:
+    """Three processes call; the first is asked to pause. When the requests came, in seconds from that one."""
     patience = {"attempts": 3, "shortest": 0.01, "longest": 0.02, "total": 30.0}
     times: list[float] = []
 
     async def note(request: Received, writer: asyncio.StreamWriter) -> None:
         times.append(time.monotonic())
-        await (answer(429, Retry_After="7") if len(times) == 1 else answer())(request, writer)
+        await (throttled if len(times) == 1 else answer())(request, writer)
 
     async with (
         misbehaving() as server,
@@ -241,11 +244,29 @@ async def test_a_pause_that_one_process_was_asked_for_is_kept_by_all(valkey: Ser
         await eventually(lambda: len(times) == 1, within=5)
         await eventually(lambda: gate_is_known(valkey), within=5)
         rest: list[Json] = await all_do(fleet[1:], "calls", count=1)
-        ends = [await first, *rest]
+        assert [end["outcomes"] for end in [await first, *rest]] == [{"ok": 1}] * 3
+    return [at - times[0] for at in times[1:]]
 
-    assert [end["outcomes"] for end in ends] == [{"ok": 1}] * 3
-    assert min(times[1:]) - times[0] >= 7.0
-    assert max(times[1:]) - times[0] < 9.0
+
+async def test_a_pause_that_one_process_was_asked_for_is_kept_by_all(valkey: Server) -> None:
+    times = await times_after_a_pause(valkey, answer(429, Retry_After="7"))
+
+    assert min(times) >= 7.0
+    assert max(times) < 9.0
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_pause_until_a_date_counts_from_the_services_own_clock(valkey: Server, hours: int) -> None:
+    there = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=hours)
+    then = there + timedelta(seconds=2)
+
+    throttled = answer(
+        429, Date=format_datetime(there, usegmt=True), Retry_After=format_datetime(then, usegmt=True)
+    )
+    times = await times_after_a_pause(valkey, throttled)
+
+    assert min(times) >= 2.0
+    assert max(times) < 4.0
 
 
 async def gate_is_known(valkey: Server) -> bool:
