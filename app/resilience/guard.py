@@ -32,13 +32,17 @@ ALARMING_PAUSE = 900.0
 
 
 class Attempt:
-    """One try of a call: ``sent`` becomes true when the first byte may have reached the service."""
+    """One try of a call: ``sent`` becomes true when the first byte may have reached the service.
 
-    __slots__ = ("number", "sent")
+    ``goes_on``: it was answered, but its connection stays in use; whoever ends that gives the bulkhead's
+    permit back.
+    """
+
+    __slots__ = ("goes_on", "number", "sent")
 
     def __init__(self, number: int = 1) -> None:
         self.number = number
-        self.sent = False
+        self.sent = self.goes_on = False
 
 
 class Call(Generic[T]):
@@ -125,7 +129,8 @@ class Guard:
             permit = breaker.admit_now() or await self._ask(call.profile)
             return await self._attempt(call, attempt, permit)
         finally:
-            self.bulkhead.release()
+            if not attempt.goes_on:
+                self.bulkhead.release()
 
     async def _attempt(self, call: Call[T], attempt: Attempt, permit: Permit) -> T:
         began = time.monotonic()

@@ -32,7 +32,8 @@ MAX_ANSWER_BYTES = 10 * 2**20
 MAX_EXCERPT_CHARACTERS = 400
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT = 5.0
-CONSUMED_HEADERS = {"content-encoding", "content-length", "transfer-encoding"}
+CONSUMED_HEADERS = {b"content-encoding", b"content-length", b"transfer-encoding"}
+"""What no longer holds of a body that was read and decoded."""
 LOOKS_SECRET = re.compile(
     r"(?i)(bearer\s+|\b(?:sig|token|secret|password|client_secret|access_token|api_?key)\b[\"']?\s*[=:]\s*[\"']?)"
     r"[^\s&\"',;}]+"
@@ -147,7 +148,9 @@ class ResilientClient(httpx.AsyncClient):
 
         async def exchange(attempt: Attempt) -> httpx.Response:
             transport.attempt.set(attempt)
-            return await self._exchange(request, options, stream=stream)
+            response = await self._exchange(request, options, stream=stream)
+            attempt.goes_on = isinstance(response.stream, _ClassifiedStream)
+            return response
 
         return await self._guard.run(exchange, safety=options.safety, profile=options.profile)
 
@@ -213,7 +216,9 @@ class ResilientClient(httpx.AsyncClient):
                 raise PermanentError(f"{self.service} sent more than {limit} bytes", service=self.service)
             parts.append(part)
         await response.aclose()
-        headers = [pair for pair in response.headers.multi_items() if pair[0] not in CONSUMED_HEADERS]
+        headers = response.headers.raw  # bytes: they may be in any coding
+        if size > 0:
+            headers = [pair for pair in headers if pair[0].lower() not in CONSUMED_HEADERS]
         return httpx.Response(
             response.status_code,
             headers=headers,
@@ -244,19 +249,30 @@ class _ClassifiedStream(httpx.AsyncByteStream):
         self._body = body
         self._guard = guard
         self._safety = safety
+        self._holds_permit = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for part in self._body:
                 yield part
+            self._let_go()
         except (httpx.TransportError, aiohttp.ClientError, OSError) as error:
             self._raise_classified(error)
 
     def _raise_classified(self, error: Exception) -> NoReturn:
         raise self._guard.broke_off(error, safety=self._safety) from error
 
+    def _let_go(self) -> None:
+        """The connection serves others from here on."""
+        if self._holds_permit:
+            self._holds_permit = False
+            self._guard.bulkhead.release()
+
     async def aclose(self) -> None:
-        await self._body.aclose()
+        try:
+            await self._body.aclose()
+        finally:
+            self._let_go()
 
 
 def _correlate(headers: httpx.Headers) -> None:

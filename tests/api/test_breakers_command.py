@@ -108,11 +108,11 @@ async def test_it_is_shown_live_on_a_terminal_until_it_is_interrupted(
         return text in seen
 
     try:
-        await eventually(lambda: shown(b"external_api"), within=15)
+        await eventually(lambda: shown(b"external_api"), within=30)
         await client.post("/breakers/jira/isolate")
-        await eventually(lambda: shown(b"isolated"), within=5)
+        await eventually(lambda: shown(b"isolated"), within=30)
         process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(process.wait(), 10)
+        await asyncio.wait_for(process.wait(), 30)
     finally:
         if process.returncode is None:
             process.kill()

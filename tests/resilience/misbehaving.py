@@ -14,12 +14,13 @@ HANG = 3600.0
 
 @dataclass
 class Received:
-    """One request as it came in."""
+    """One request as it came in: ``lines`` are its headers as spelled, the body without its chunks."""
 
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
+    lines: list[tuple[str, str]] = field(default_factory=list)
 
 
 Behaviour = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]
@@ -52,15 +53,28 @@ def answer(status: int = 200, body: bytes = b"{}", **headers: str) -> Behaviour:
     return behave
 
 
-def raw(head: bytes, *, hang: bool = False) -> Behaviour:
-    """These bytes, then the end of the connection, or silence."""
+def raw(head: bytes, *, hang: bool = False, keep: bool = False) -> Behaviour:
+    """These bytes, then the end of the connection, or silence, or (``keep``) whatever is asked next."""
 
     async def behave(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(head)
         await writer.drain()
         if hang:
             await asyncio.sleep(HANG)
-        writer.close()
+        if not keep:
+            writer.close()
+
+    return behave
+
+
+def broken_off(head: bytes) -> Behaviour:
+    """These bytes, and when they have arrived a TCP reset."""
+
+    async def behave(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        await reset(request, writer)
 
     return behave
 
@@ -77,12 +91,21 @@ async def hang(_: Received, __: asyncio.StreamWriter) -> None:
     await asyncio.sleep(HANG)
 
 
-async def drip(_: Received, writer: asyncio.StreamWriter) -> None:
-    """A correct answer at one byte per 50 ms: no single read is slow."""
-    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000:
-        writer.write(bytes([byte]))
-        await writer.drain()
-        await asyncio.sleep(0.05)
+def dripping(slow: bytes, *, every: float, after: bytes = b"") -> Behaviour:
+    """``after`` at once, then ``slow`` at one byte per so many seconds: no single read is slow."""
+
+    async def behave(_: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(after)
+        for byte in slow:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(every)
+
+    return behave
+
+
+drip = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000, every=0.05)
+"""A correct answer, head and body, at one byte per 50 ms."""
 
 
 def slowly(then: Behaviour, seconds: float) -> Behaviour:
@@ -125,13 +148,7 @@ async def misbehaving(*script: Behaviour, tls: ssl.SSLContext | None = None) -> 
 
 
 async def _exchange(server: Misbehaving, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    method, target, _ = head[0].split(" ", 2)
-    headers = {
-        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
-    }
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    request = Received(method, target, headers, body)
+    request = await receive(reader)
     server.received.append(request)
     server.busy += 1
     server.most_at_once = max(server.most_at_once, server.busy)
@@ -139,3 +156,22 @@ async def _exchange(server: Misbehaving, reader: asyncio.StreamReader, writer: a
         await server.next_behaviour()(request, writer)
     finally:
         server.busy -= 1
+
+
+async def receive(reader: asyncio.StreamReader) -> Received:
+    """One request, whole."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    method, target, _ = head[0].split(" ", 2)
+    lines = [(name, value.strip()) for name, _, value in (line.partition(":") for line in head[1:] if line)]
+    headers = {name.lower(): value for name, value in lines}
+    if headers.get("transfer-encoding") == "chunked":
+        body = b"".join([chunk async for chunk in _chunks(reader)])
+    else:
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Received(method, target, headers, body, lines)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
