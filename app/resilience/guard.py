@@ -152,10 +152,22 @@ class Guard:
         self._seconds.observe(time.monotonic() - began)
         return result
 
-    async def _refuse_early(self, until: float) -> None:
-        """Before a caller queues: what would refuse it anyway, and the pause that the service asked for."""
+    def check(self) -> None:
+        """Refuse what would not be admitted now, before anything is done for it.
+
+        Raises:
+            BreakerOpen: the breaker, or an operator, keeps callers away.
+        """
         try:
             self.breaker.check()
+        except CallError as error:
+            metrics.rejected(self.service, error.code)
+            raise
+
+    async def _refuse_early(self, until: float) -> None:
+        """Before a caller queues: what would refuse it anyway, and the pause that the service asked for."""
+        self.check()
+        try:
             await self.breaker.gate.wait(until=until)
             if until - time.monotonic() < SHORTEST_ATTEMPT:
                 detail = f"no time is left for a call to {self.service}"

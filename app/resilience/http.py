@@ -144,6 +144,7 @@ class ResilientClient(httpx.AsyncClient):
         await request.aread()  # it may have to be sent again
         _correlate(request.headers)
         if self._token_source is not None and self._is_at_home(request.url):
+            self._guard.check()  # no token is asked for that could not be used
             await self._token_source.token()  # outside the guard: its troubles are not this service's
 
         async def exchange(attempt: Attempt) -> httpx.Response:

@@ -7,9 +7,7 @@ import logging
 import pytest
 from pydantic import SecretStr
 
-from app.resilience import (
-    ServiceBreaker,
-)
+from app.resilience import BreakerOpen, BreakerState, ServiceBreaker
 from app.resilience.auth import ClientCredentials
 from app.resilience.errors import (
     AuthError,
@@ -137,3 +135,15 @@ async def test_no_secret_stands_in_a_log_an_error_or_a_repr(
     ]
     assert not [text for text in seen if SECRET in text or "tttt" in text or "abc123" in text]
     assert "client_secret" in str(raised.value)
+
+
+async def test_no_token_is_asked_for_while_the_service_is_kept_away_from(make: Make) -> None:
+    async with misbehaving(token("t")) as issuer, misbehaving() as server:  # type: ignore[arg-type]
+        breaker = ServiceBreaker("intune")
+        client = make(server, auth=login(issuer, make), breaker=breaker)
+        breaker.order(BreakerState.ISOLATED, actor="alice", reason=None, seconds=0)
+
+        with pytest.raises(BreakerOpen):
+            await client.get("/")
+
+    assert issuer.received == server.received == []
