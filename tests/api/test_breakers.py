@@ -29,7 +29,7 @@ from tests.api.conftest import (
 from tests.waiting import eventually
 
 SOON = 1.0
-"""Seconds within which an order is known everywhere; `tests/resilience` holds that it takes a quarter of one."""
+"""Seconds within which an order is known everywhere; other tests hold that it takes a quarter of one."""
 
 
 @pytest.fixture
