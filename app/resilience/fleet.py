@@ -157,7 +157,8 @@ class FleetHub:
         try:
             await self.exchange(Report(service, "verdict", given))
         except FleetUnreachable:
-            circuit.decide_alone(outcome)
+            if circuit.shared.state is BreakerState.HALF_OPEN:  # else somebody has decided meanwhile
+                circuit.decide_alone(outcome)
 
     async def exchange(self, report: Report) -> Record:
         """Carry out one operation now, and take over the record.

@@ -359,6 +359,22 @@ class TestDatabaseDown:
         assert health.json()["checks"]["database"]["status"] == "unhealthy"
         assert live.status_code == 200
 
+    async def test_after_five_failures_it_is_left_alone_and_the_answer_says_for_how_long(
+        self, api_settings: Settings, unused_tcp_port: int
+    ) -> None:
+        url = SecretStr(f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/nothing")
+        async with (
+            started(api_settings.model_copy(update={"database_url": url})) as app,
+            client_of(app, BOOTSTRAP) as client,
+        ):
+            answers = [await client.get("/deployments") for _ in range(7)]
+            submitted = await client.post("/deployments", json=intent(), headers=key())
+
+        for response in (*answers, submitted):
+            problem(response, 503, "unavailable")
+        for response in (answers[-1], submitted):
+            assert 25 <= int(response.headers["retry-after"]) <= 30
+
 
 async def test_what_a_process_wrote_itself_it_knows_at_once(
     client: httpx.AsyncClient, service: Service
