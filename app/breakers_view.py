@@ -41,8 +41,9 @@ async def show(client: Client) -> None:
 def table(breakers: Sequence[Json], now: datetime) -> Table:
     """One line each: first what somebody should look at, then the order of the API."""
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("service", "state", "failures", "next look", "kept away in", "why"):
-        made.add_column(column, no_wrap=column in {"service", "state"})
+    for column in ("service", "state", "failed", "next look"):
+        made.add_column(column, no_wrap=True)
+    made.add_column("why, and which processes keep away on their own")
     for breaker in sorted(breakers, key=is_quiet):
         made.add_row(*row(breaker, now))
     return made
@@ -65,8 +66,7 @@ def row(breaker: Json, now: datetime) -> Iterable[str]:
     yield f"[{COLOURS[state]}]{state}[/]"
     yield f"{breaker['fail_counter']}/{breaker['fail_max']}"
     yield left(breaker["retry_at"] or breaker["throttled_until"] or breaker["expires_at"], now)
-    yield escape("\n".join(breaker["open_in"]))
-    yield escape(why(breaker))
+    yield escape("\n".join(filter(None, [why(breaker), *breaker["open_in"]])))
 
 
 def why(breaker: Json) -> str:
@@ -87,4 +87,4 @@ def left(instant: str | None, now: datetime) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"in {hours} h {minutes} min"
-    return f"in {minutes} min {rest} s" if minutes else f"in {rest} s"
+    return f"in {minutes} min" if minutes > 4 else f"in {60 * minutes + rest} s"
