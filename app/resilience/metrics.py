@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is counted of the calls out, per service; no label ever holds an id."""
 
+from enum import StrEnum
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.resilience.status import BreakerState
 from app.telemetry import registry
 
 attempts = Counter(
@@ -96,13 +96,13 @@ def throttled(service: str) -> None:
     throttles.labels(service).inc()
 
 
-def moved(service: str, state: BreakerState) -> None:
+def moved(service: str, state: StrEnum) -> None:
     """A breaker changed its state."""
     transitions.labels(service, state.value).inc()
     shows(service, state)
 
 
-def shows(service: str, state: BreakerState) -> None:
-    """The state of a breaker as this process sees it."""
-    for each in BreakerState:
+def shows(service: str, state: StrEnum) -> None:
+    """The state of a breaker as this process sees it, among all that a breaker may have."""
+    for each in type(state):
         states.labels(service, each.value).set(each is state)

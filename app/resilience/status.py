@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from app.resilience.retry import RetryProfile
+from app.resilience.retry import RetryProfile
 
 SERVICES = (
     "intune",
@@ -85,7 +83,7 @@ DEFAULTS: Mapping[str, BreakerPolicy] = MappingProxyType({"database": BreakerPol
 class ClientPolicy:
     """How one client of this process calls: how many at once, how many may queue, and how patiently."""
 
-    profile: "RetryProfile"
+    profile: RetryProfile
     max_concurrency: int
     max_waiting: int
 
