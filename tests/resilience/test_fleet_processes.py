@@ -81,7 +81,8 @@ async def seconds_until_all_know(fleet: list[CallerProcess], server: Misbehaving
     moves = [each["moves"][number] for each, number in zip(states, known, strict=True)]
     assert [state for _, state in moves] == ["open"] * SIX
     assert len(server.received) == begun + 5
-    return max(at for at, _ in moves) - fifth
+    last: float = max(at for at, _ in moves)
+    return last - fifth
 
 
 async def test_half_open_lets_one_request_of_three_hundred_callers_through(valkey: Server) -> None:
