@@ -56,12 +56,16 @@ class Wire:
 
 
 class Cutting(Wire):
-    """A wire that is cut in place of the answer to the first piece that holds ``marker``."""
+    """A wire that is cut in place of the answer to the first piece that holds ``marker``.
 
-    def __init__(self, marker: bytes) -> None:
+    ``silent``: it is not cut, but that answer never comes.
+    """
+
+    def __init__(self, marker: bytes, *, silent: bool = False) -> None:
         super().__init__(moment=0)
         self.cuts = 0
         self._marker = marker
+        self._silent = silent
 
     async def _carry(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Callable[[bytes], None]
@@ -70,6 +74,8 @@ class Cutting(Wire):
         while piece := await reader.read(65536):
             if not forth and self.sent and self._marker in self.sent[-1] and not self.cuts:
                 self.cuts += 1
+                if self._silent:
+                    await asyncio.Event().wait()
                 return
             seen(piece)
             writer.write(piece)
