@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -15,10 +16,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app import telemetry
 from app.api.submissions import Submissions
 from app.database import call_error
+from app.errors import Invalid
 from app.resilience import BreakerOpen, BreakerState, deadline
 from app.resilience.errors import CallError, DatabaseDown, DatabaseSlow, DeadlineExceeded
-from app.runtime import Runtime, open_runtime
-from app.settings import DatabaseSettings, Settings
+from app.runtime import Runtime, breaker_policies, open_runtime
+from app.settings import BreakerSettings, DatabaseSettings, Settings
 from tests.factories import NOON, answer_to, make_plan, request_key
 from tests.servers import own_server
 from tests.waiting import eventually
@@ -142,3 +144,24 @@ async def test_a_commit_whose_answer_is_lost_is_looked_up_by_its_key_and_not_don
     async with runtime.transaction() as session:
         assert await session.scalar(text("SELECT count(*) FROM deployments")) == 1
         assert await session.scalar(text("SELECT count(*) FROM idempotency_keys")) == 1
+
+
+def test_a_setting_of_a_breaker_leaves_the_others_as_they_are() -> None:
+    settings = Settings(breakers={"database": BreakerSettings(fail_max=3), "jira": BreakerSettings(window=9)})
+
+    policies = breaker_policies(settings)
+
+    assert (policies["database"].fail_max, policies["database"].reset_timeout) == (3, 30.0)
+    assert (policies["jira"].fail_max, policies["jira"].reset_timeout, policies["jira"].window) == (
+        5,
+        60.0,
+        9,
+    )
+    with pytest.raises(Invalid, match="EUCORA_BREAKERS: no service 'nobody'; known are intune"):
+        breaker_policies(Settings(breakers={"nobody": BreakerSettings()}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("fail_max", 0), ("reset_timeout", -1), ("failure_rate", 1.5)])
+def test_a_setting_with_which_a_breaker_could_not_work_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValidationError):
+        BreakerSettings.model_validate({name: value})
