@@ -135,7 +135,7 @@ async def test_the_death_of_a_prober_delays_the_next_probe_by_its_lease_at_most(
         await all_do(others, "until_good", at_once=5)
         probed_after = time.monotonic() - asked_at
 
-    assert lease - 1 < probed_after < lease + 1
+    assert lease - 1 < probed_after < 2 * lease
 
 
 async def test_a_silent_redis_delays_no_call_and_the_fifth_failure_still_opens(valkey: Server) -> None:
