@@ -19,7 +19,7 @@ from tests.waiting import eventually
 
 SECONDS = 20.0
 SLOTS = 5
-SERVICE_TIME = 0.05
+SERVICE_TIME = 0.1
 CAPACITY = SLOTS / SERVICE_TIME
 """Calls per second."""
 OFFERED = 4 * CAPACITY
@@ -43,7 +43,7 @@ async def with_a_timeout(client: ResilientClient, seconds: float) -> httpx.Respo
 def caller(client: ResilientClient, chance: random.Random) -> Coroutine[None, None, httpx.Response]:
     """One of the ways to call; limits around the time that a call takes, and around that of the queue."""
     seconds = chance.uniform(0, chance.choice([2, 20])) * SERVICE_TIME
-    ways = [patient(client), with_a_deadline(client, 0.1 + seconds), with_a_timeout(client, seconds)]
+    ways = [patient(client), with_a_deadline(client, 2 * SERVICE_TIME + seconds), with_a_timeout(client, seconds)]
     chosen = chance.choice(ways)
     for way in ways:
         if way is not chosen:
