@@ -36,6 +36,8 @@ PATIENCE = 0.25
 """Seconds Redis has for an answer: the most a dead one can add to a probe."""
 BACK_OFF = 1.0
 """Seconds in which a Redis that just failed is not asked again."""
+INSISTENCE = 2.0
+"""Seconds for which a person's question or order is asked again: longer than one ``BACK_OFF``."""
 BEAT, JITTER = 2.0, 0.2
 MOST_WAITING = 10_000
 BATCH = 200
@@ -184,6 +186,17 @@ class FleetHub:
         for record in records:
             self.hear(record)
         return records
+
+    async def insist(self, reports: Iterable[Report]) -> list[Record]:
+        """As ``exchange_all``, for somebody who can wait a moment: a Redis that just failed is asked again."""
+        reports, gives_up_at = list(reports), self._clock() + INSISTENCE
+        while True:
+            try:
+                return await self.exchange_all(reports)
+            except FleetUnreachable:
+                if self._silent_until >= gives_up_at:
+                    raise
+                await asyncio.sleep(max(0.0, self._silent_until - self._clock()))
 
     async def _run(self, reports: list[Report]) -> list[bytes]:
         async with self._redis.pipeline(transaction=False) as pipe:

@@ -110,7 +110,7 @@ class Breakers:
         """
         if self._hub is None:
             return [self._status(breaker, breaker.shared, ()) for breaker in self.known.values()]
-        records = await self._hub.exchange_all(Report(service, "read", {}) for service in self.known)
+        records = await self._hub.insist(Report(service, "read", {}) for service in self.known)
         return [self._read(self._hub, record) for record in records]
 
     async def status(self, service: str) -> BreakerStatus:
@@ -122,7 +122,8 @@ class Breakers:
         breaker = self.get(service)
         if self._hub is None:
             return self._status(breaker, breaker.shared, ())
-        return self._read(self._hub, await self._hub.exchange(Report(service, "read", {})))
+        (record,) = await self._hub.insist([Report(service, "read", {})])
+        return self._read(self._hub, record)
 
     async def reset(self, service: str, *, actor: str, reason: str | None = None) -> BreakerStatus:
         """Close it everywhere, forget the failures, and end any order.
@@ -166,7 +167,8 @@ class Breakers:
             "expires": max(1, round(left * 1000)) if ends else 0,
             "only_if_new": only_if_new,
         }
-        return self._read(self._hub, await self._hub.exchange(Report(order.service, "force", given)))
+        (record,) = await self._hub.insist([Report(order.service, "force", given)])
+        return self._read(self._hub, record)
 
     def _read(self, hub: FleetHub, record: Record) -> BreakerStatus:
         breaker, away = self.known[record["service"]], tuple(sorted(record.get("open_in", ())))

@@ -298,6 +298,18 @@ async def test_an_order_is_restored_only_where_nothing_is_known(installation: In
     assert (await registry.status("intune")).state is BreakerState.ISOLATED
 
 
+async def test_an_order_outlasts_a_moment_without_redis(installation: Installation, valkey: Server) -> None:
+    registry = await installation.process()
+    os.kill(valkey.child.pid, signal.SIGSTOP)
+    try:
+        given = asyncio.create_task(registry.isolate("intune", actor="alice"))
+        await eventually(lambda: registry._hub is not None and registry._hub._silent_until > 0, within=5)
+    finally:
+        os.kill(valkey.child.pid, signal.SIGCONT)
+
+    assert (await given).state is BreakerState.ISOLATED
+
+
 async def test_without_redis_a_process_starts_and_decides_alone(unused_tcp_port: int) -> None:
     breakers = Breakers(policies={"intune": QUICK})
     url = f"redis://127.0.0.1:{unused_tcp_port}/0"
