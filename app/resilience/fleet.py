@@ -188,7 +188,7 @@ class FleetHub:
         return records
 
     async def insist(self, reports: Iterable[Report]) -> list[Record]:
-        """As ``exchange_all``, for somebody who can wait a moment: a Redis that just failed is asked again."""
+        """As ``exchange_all``, for whoever can wait a moment: a Redis that just failed is asked again."""
         reports, gives_up_at = list(reports), self._clock() + INSISTENCE
         while True:
             try:

@@ -43,7 +43,8 @@ async def with_a_timeout(client: ResilientClient, seconds: float) -> httpx.Respo
 def caller(client: ResilientClient, chance: random.Random) -> Coroutine[None, None, httpx.Response]:
     """One of the ways to call; limits around the time that a call takes, and around that of the queue."""
     seconds = chance.uniform(0, chance.choice([2, 20])) * SERVICE_TIME
-    ways = [patient(client), with_a_deadline(client, 2 * SERVICE_TIME + seconds), with_a_timeout(client, seconds)]
+    longer = 2 * SERVICE_TIME + seconds
+    ways = [patient(client), with_a_deadline(client, longer), with_a_timeout(client, seconds)]
     chosen = chance.choice(ways)
     for way in ways:
         if way is not chosen:
