@@ -91,14 +91,8 @@ def raised_for(status: int) -> httpx.HTTPStatusError:
         (asyncio.CancelledError(), errors.Cancelled),
         (KeyboardInterrupt(), errors.Cancelled),
         (SystemExit(3), errors.Unexpected),
-        (
-            raised_for(503),
-            errors.TransientError,
-        ),
-        (
-            raised_for(200),
-            errors.Unexpected,
-        ),
+        (raised_for(503), errors.TransientError),
+        (raised_for(200), errors.Unexpected),
         (httpx.PoolTimeout("full"), errors.LocalSaturation),
         (PoolTimeout(), errors.LocalSaturation),
         (InterfaceError("", None, Exception()), errors.DatabaseDown),

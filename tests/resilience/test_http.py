@@ -163,7 +163,7 @@ async def test_five_failures_open_and_the_sixth_caller_is_refused_without_a_requ
                 await client.get("/")
             assert own.value.status == 503
         with pytest.raises(BreakerOpen) as refused:
-            await client.get("/")
+            client.get("/").send(None)  # at its first step: it waits for nothing
 
     assert refused.value.retry_after is not None
     assert 59 < refused.value.retry_after <= 60
@@ -188,7 +188,7 @@ async def test_a_short_retry_after_is_waited_for(make: Make) -> None:
         started = time.monotonic()
         await make(server).get("/")
 
-    assert time.monotonic() - started >= 1.0
+    assert 1.0 <= time.monotonic() - started < 4
 
 
 async def test_cookies_are_never_sent_back(make: Make) -> None:

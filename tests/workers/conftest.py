@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import pytest
 from sqlalchemy import text
 
 from app import telemetry
-from app.domain import operations
-from app.domain.operations import OperationKind, Subject
+from app.domain import operations, outcomes
+from app.domain.operations import KINDS, Kind, OperationKind, Subject
 from app.models import Operation, OperationStatus
 from app.runtime import Runtime
 from app.settings import Settings
 from tests.waiting import eventually
 from tests.workers.jobs import TABLES
+from workers.context import JobFunction
+from workers.main import JOBS
+from workers.runner import Runner
+from workers.watchdog import Watchdog
 
 PATIENCE = 5.0
 """Seconds a worker gets to end at the end of a test."""
@@ -109,6 +113,23 @@ async def make_tables(runtime: Runtime) -> None:
     async with runtime.autocommit() as connection:
         for table in TABLES:
             await connection.execute(text(table))
+
+
+def product_runner(
+    runtime: Runtime,
+    *,
+    jobs: Mapping[OperationKind, JobFunction] = JOBS,
+    kinds: Mapping[OperationKind, Kind] = KINDS,
+) -> Runner:
+    """What runs operations in a worker of the product, in this process."""
+    return Runner(runtime, jobs, ended=outcomes.operation_ended, watchdog=Watchdog(overrun=60), kinds=kinds)
+
+
+async def run_once(runner: Runner, operation_id: UUID) -> Operation:
+    """Run an operation once; it as it is then."""
+    await runner.deliver({}, str(operation_id))
+    async with runner.runtime.transaction() as session:
+        return await operations.get(session, operation_id)
 
 
 @dataclass(slots=True)

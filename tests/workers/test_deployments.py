@@ -9,15 +9,15 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app.domain import deployments, operations, outcomes
+from app.domain import deployments, operations
 from app.domain.operations import KINDS, OperationKind
 from app.models import Deployment, LaneStatus, Operation, OperationStatus
 from app.runtime import Runtime, open_runtime
 from app.settings import Settings
 from tests.factories import make_deployment
+from tests.workers.conftest import product_runner, run_once
+from workers.context import Job, Outcome
 from workers.main import JOBS
-from workers.runner import Runner
-from workers.watchdog import Watchdog
 
 PUSH = OperationKind.DEPLOY_TO_CONNECTOR
 
@@ -44,11 +44,8 @@ async def push_of(runtime: Runtime, deployment: Deployment) -> UUID:
 
 async def run(runtime: Runtime, operation_id: UUID) -> Operation:
     """One run of an operation by the product's own job."""
-    runner = Runner(runtime, JOBS, ended=outcomes.operation_ended, watchdog=Watchdog(overrun=60))
-    runner.kinds = {kind: replace(rules, soft_limit=timedelta(0)) for kind, rules in KINDS.items()}
-    await runner.deliver({}, str(operation_id))
-    async with runtime.transaction() as session:
-        return await operations.get(session, operation_id)
+    kinds = {kind: replace(rules, soft_limit=timedelta(0)) for kind, rules in KINDS.items()}
+    return await run_once(product_runner(runtime, kinds=kinds), operation_id)
 
 
 async def change(runtime: Runtime, statement: str, **values: object) -> None:
@@ -98,14 +95,12 @@ async def test_a_database_that_is_kept_away_from_is_not_taken_for_the_plane(
 ) -> None:
     operation_id = await push_of(runtime, deployment)
     breaker = runtime.breakers.get("database")
-    runner = Runner(runtime, JOBS, ended=outcomes.operation_ended, watchdog=Watchdog(overrun=60))
 
-    async def kept_away(job: object) -> object:
+    async def kept_away(job: Job) -> Outcome:
         breaker.open()
-        return await JOBS[PUSH](job)  # type: ignore[arg-type]
+        return await JOBS[PUSH](job)
 
-    runner.jobs = {PUSH: kept_away}  # type: ignore[dict-item]
-    await runner.deliver({}, str(operation_id))
+    await product_runner(runtime, jobs={PUSH: kept_away}).deliver({}, str(operation_id))
     breaker.close()
 
     async with runtime.transaction() as session:

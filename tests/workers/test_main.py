@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 
-from app.domain import outcomes
 from app.domain.operations import KINDS, OperationKind
 from app.runtime import open_runtime
 from app.settings import Settings, WorkerSettings
 from tests.wire import Wire, wired
+from tests.workers.conftest import product_runner
 from tests.workers.jobs import JOBS
 from workers import main
 from workers.main import work
-from workers.runner import Runner
-from workers.watchdog import Watchdog
 
 
 def test_every_kind_has_a_job_and_every_job_a_kind() -> None:
@@ -28,8 +26,7 @@ async def test_a_worker_ends_at_whatever_moment_it_is_stopped(settings: Settings
     for moment in range(1, MOST):
         wire = Wire(moment)
         async with wired(settings, wire) as through, open_runtime(through, process="worker") as runtime:
-            runner = Runner(runtime, JOBS, ended=outcomes.operation_ended, watchdog=Watchdog(overrun=60))
-            working = asyncio.create_task(work(runner, wire.reached, metrics=""))
+            working = asyncio.create_task(work(product_runner(runtime, jobs=JOBS), wire.reached, metrics=""))
             await asyncio.wait_for(wire.reached.wait(), 5)
             await asyncio.wait_for(working, 5)
         if moment >= LEAST and was_polling(b"".join(wire.sent[:moment])):

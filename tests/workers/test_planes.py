@@ -8,14 +8,12 @@ import httpx
 import pytest
 
 from app.connectors.contract import Plane, Target, TargetKind
-from app.domain import operations, outcomes, planes, targets
+from app.domain import planes, targets
 from app.models import Operation, OperationStatus, Ring
 from app.runtime import Runtime, open_runtime
 from app.settings import Settings
 from sandbox.main import create_app, serving
-from workers.main import JOBS
-from workers.runner import Runner
-from workers.watchdog import Watchdog
+from tests.workers.conftest import product_runner, run_once
 
 
 @pytest.fixture
@@ -34,10 +32,7 @@ async def runtime(settings: Settings, sandbox_url: str) -> AsyncIterator[Runtime
 
 async def run(runtime: Runtime, operation_id: UUID) -> Operation:
     """One run of an operation by the product's own job."""
-    runner = Runner(runtime, JOBS, ended=outcomes.operation_ended, watchdog=Watchdog(overrun=60))
-    await runner.deliver({}, str(operation_id))
-    async with runtime.transaction() as session:
-        return await operations.get(session, operation_id)
+    return await run_once(product_runner(runtime), operation_id)
 
 
 async def test_a_plane_that_answers_is_checked(runtime: Runtime) -> None:

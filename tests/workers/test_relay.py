@@ -18,13 +18,11 @@ from app.settings import Settings, WorkerSettings
 from tests.logs import captured_lines
 from tests.waiting import eventually
 from tests.wire import Cutting, wired
-from tests.workers.conftest import Bench
+from tests.workers.conftest import Bench, product_runner
 from tests.workers.jobs import do
 from workers import queues
 from workers.main import end, queue_loops
 from workers.relay import Relay
-from workers.runner import Runner
-from workers.watchdog import Watchdog
 
 KINDS = list(OperationKind)
 
@@ -123,8 +121,7 @@ async def test_the_queues_are_heard_again_and_again_while_redis_is_away(
     own = settings.model_copy(update={"redis_url": away, "worker": WorkerSettings(poll=0.05)})
     with captured_lines() as written:
         async with open_runtime(own, process="test") as runtime:
-            runner = Runner(runtime, {}, ended=nothing, watchdog=Watchdog(overrun=60))
-            runner.jobs = dict.fromkeys(KINDS[:1], do)
+            runner = product_runner(runtime, jobs=dict.fromkeys(KINDS[:1], do))
             tasks = [asyncio.create_task(loop.run()) for loop in queue_loops(runner)]
             await eventually(
                 lambda: [line["event"] for line in written()].count("queue_lost") >= 2, within=20
