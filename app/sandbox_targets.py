@@ -30,13 +30,13 @@ async def sandbox_targets(plane: Plane, sandbox_url: str) -> list[dict[str, Any]
     """The rows that the sandbox's own list of groups makes."""
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
         answer = await client.get(f"{sandbox_url}/{plane}/_sandbox/fleet")
-    kind, now = min(MANIFESTS[plane].target_kinds), datetime.now(UTC)
+    now = datetime.now(UTC)
     return [
         {
             "plane": plane.value,
             "ring": Ring(name),
-            "kind": kind.value,
-            "ref": ring["group_id"],
+            "kind": ring["kind"],
+            "ref": ring["ref"],
             "device_count": ring["devices"],
             "counted_at": now,
         }

@@ -54,12 +54,13 @@ class Odds(BaseModel):
 class RingPlan(Odds):
     """One ring. ``devices`` left out keeps their number; ``delay`` is the range of seconds until a check-in.
 
-    What ``GET`` answers may be put back: ``group_id`` is accepted and not looked at.
+    What ``GET`` answers may be put back: ``kind`` and ``ref`` are accepted and not looked at.
     """
 
     devices: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     delay: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 3.0)
-    group_id: str | None = Field(default=None, exclude=True)
+    kind: str | None = Field(default=None, exclude=True)
+    ref: str | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def delay_in_order(self) -> Self:

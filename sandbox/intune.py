@@ -66,7 +66,7 @@ class Intune:
 
     def target(self, ring: Ring) -> Mapping[str, Any]:
         """The group that holds the ring's devices."""
-        return {"group_id": group_id(self._plane.name, ring)}
+        return {"kind": "group", "ref": group_id(self._plane.name, ring)}
 
     def device(self, device: Device) -> Mapping[str, Any]:
         """The three ids; the one that reports give is Intune's."""

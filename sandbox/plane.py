@@ -62,7 +62,7 @@ class Vendor(Protocol):
         ...
 
     def target(self, ring: Ring) -> Mapping[str, Any]:
-        """How the plane calls a ring's devices, e.g. ``{"group_id": …}``."""
+        """How the plane calls a ring's devices: ``{"kind": …, "ref": …}``, as a target wants it."""
         ...
 
     def device(self, device: Device) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ def manifest(plane: Plane) -> Manifest:
         title=plane.value,
         package_kinds=frozenset({PackageKind.WIN32}),
         target_kinds=frozenset({TargetKind.GROUP}),
-        capabilities=frozenset({"uninstall"}),
+        cannot={},
         max_concurrency=4,
         sources=(),
     )

@@ -2,12 +2,13 @@
 """The jobs that carry a rollout out: push a lane, measure it, take it back. No rule lives here."""
 
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Connector
+from app.connectors.contract import Action, Assignment, Capability, Connector
 from app.connectors.sources import PACKAGE_SOURCE
 from app.domain import devices, effects, lanes, rollback
 from app.domain.effects import Planned
@@ -154,14 +155,24 @@ async def read_members(job: Job, connector: Connector, push: Push) -> bool:
 
 async def assign(job: Job, connector: Connector, push: Push, external_id: str) -> None:
     """Require the application on the ring's target."""
-    assignment, app = push.assignment(external_id), push.app_for(Action.ASSIGN)
+    step, app = push.steps[Action.ASSIGN], push.app_for(Action.ASSIGN)
+    assignment = await with_baseline(job, connector, step, push.assignment(external_id))
     await perform(
         job,
-        push.steps[Action.ASSIGN],
+        step,
         permit=pushing(push),
         ask=lambda: connector.verify(Action.ASSIGN, app, assignment),
         send=lambda: connector.assign(assignment),
     )
+
+
+async def with_baseline(job: Job, connector: Connector, step: Planned, assignment: Assignment) -> Assignment:
+    """Keep, before it is sent, what a plane without markers needs to find it again after a lost answer."""
+    if connector.manifest.can(Capability.MARKER) or step.done or step.baseline is not None:
+        return assignment
+    baseline = await connector.baseline(assignment)
+    await save_checkpoint(job, step, {"previous_id": assignment.previous_id, "baseline": baseline})
+    return replace(assignment, baseline=baseline)
 
 
 async def measure_ring(job: Job) -> Outcome:
@@ -173,7 +184,7 @@ async def measure_ring(job: Job) -> Outcome:
         return Done()
     try:
         connector = connector_for(job, measurement.plane)
-        async for reports in connector.status(measurement.external_id):
+        async for reports in connector.status(Action.ASSIGN, measurement.assignment):
             async with job.transaction() as session:
                 await lanes.store_reports(session, lane_id, reports, now=job.runtime.clock())
     except CallError as error:
@@ -210,14 +221,14 @@ def removing(removal: Removal) -> Permit:
 async def take_back(job: Job, connector: Connector, removal: Removal, deployment_id: UUID) -> Outcome:
     """Remove, watch, and withdraw the removal once nobody needs it."""
     previous_id = await previous_version(job, connector, removal)
-    removed_at = await remove(job, connector, removal, previous_id)
-    await watch(job, connector, removal, previous_id)
+    removed = await remove(job, connector, removal, previous_id)
+    await watch(job, connector, removal, removed)
     async with job.transaction() as session:
         progress = await rollback.weigh(
             session,
             removal.lane_id,
             deployment_id=deployment_id,
-            removed_at=removed_at,
+            removed_at=removed.made_at or job.runtime.clock(),
             now=job.runtime.clock(),
         )
     if progress.delay is not None:
@@ -242,33 +253,34 @@ async def previous_version(job: Job, connector: Connector, removal: Removal) -> 
     """
     if removal.remove.checkpoint is not None or removal.remove.done:
         return removal.previous_id
-    previous_id = removal.previous_id
+    previous_id = removal.previous_id if connector.manifest.can(Capability.RETURN) else None
     if previous_id is None and removal.rollback_version is not None:
-        previous_id = await connector.find_version(removal.app.name, removal.rollback_version)
+        previous_id = await connector.find_version(removal.app, removal.rollback_version)
     await save_checkpoint(job, removal.remove, {"previous_id": previous_id})
     return previous_id
 
 
-async def remove(job: Job, connector: Connector, removal: Removal, previous_id: str | None) -> datetime:
-    """Uninstall from the ring's target, and require the previous version there; when that was confirmed."""
-    assignment = removal.assignment(removal.remove, previous_id)
-    await perform(
+async def remove(job: Job, connector: Connector, removal: Removal, previous_id: str | None) -> Assignment:
+    """Uninstall from the ring's target, and require the previous version there; what was made, and when."""
+    step = removal.remove
+    assignment = await with_baseline(job, connector, step, removal.assignment(step, previous_id))
+    made_id = await perform(
         job,
-        removal.remove,
+        step,
         permit=removing(removal),
         ask=lambda: connector.verify(Action.REMOVE, removal.app, assignment),
         send=lambda: connector.remove(assignment),
     )
-    return removal.remove.settled_at or job.runtime.clock()
+    return replace(assignment, made_id=made_id, made_at=step.settled_at or job.runtime.clock())
 
 
-async def watch(job: Job, connector: Connector, removal: Removal, previous_id: str | None) -> None:
+async def watch(job: Job, connector: Connector, removal: Removal, removed: Assignment) -> None:
     """Store what every device says of the version that goes, and of the one that comes back."""
-    async for reports in connector.status(removal.external_id):
+    async for reports in connector.status(Action.REMOVE, removed):
         async with job.transaction() as session:
             await devices.store_removal(session, removal.lane_id, reports, now=job.runtime.clock())
-    if previous_id is not None:
-        async for reports in connector.status(previous_id):
+    if removed.previous_id is not None:
+        async for reports in connector.returned(removed):
             async with job.transaction() as session:
                 await devices.store_return(session, removal.lane_id, reports, now=job.runtime.clock())
 

@@ -127,7 +127,11 @@ PLANE: dict[str, Any] = {
     "base_url": "https://graph.microsoft.com/v1.0",
     "package_kinds": ["msi", "win32"],
     "target_kinds": ["group"],
-    "capabilities": ["device_status", "uninstall"],
+    "capabilities": ["cancel", "create", "marker", "remove", "return", "upload"],
+    "limitations": [{"capability": "retry", "reason": "a device tries again by itself, at times of its own"}],
+    "rate_limits": [
+        {"requests": 100, "seconds": 20.0, "applies_to": "writes to applications by one client of a tenant"}
+    ],
     "max_concurrency": 8,
     "sources": ["https://learn.microsoft.com/graph/api/resources/intune-apps-win32lobapp"],
 }

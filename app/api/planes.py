@@ -13,7 +13,7 @@ from app.api.paging import CursorKey, Page, PageDep
 from app.api.routing import Route, requires
 from app.api.schema import Command, Label, Message, Shown, as_json
 from app.connectors.catalogue import MANIFESTS
-from app.connectors.contract import PackageKind, Plane, TargetKind
+from app.connectors.contract import Capability, PackageKind, Plane, TargetKind
 from app.domain import planes
 from app.errors import FieldError, PlaneNotConfigured
 from app.runtime import Runtime
@@ -25,8 +25,26 @@ IN_ORDER: CursorKey[Plane] = CursorKey(Plane)
 NO_CONNECTOR = "it has no connector in this release"
 
 
+class LimitationRead(Shown):
+    """What the plane cannot do, and why."""
+
+    capability: Capability
+    reason: Message
+
+
+class RateLimitRead(Shown):
+    """How much the plane takes: so many requests within so many seconds, of which kind and whose."""
+
+    requests: Annotated[int, Field(ge=1, le=1_000_000)]
+    seconds: Annotated[float, Field(gt=0, le=86_400)]
+    applies_to: Label
+
+
 class PlaneRead(Shown):
-    """One device manager. ``missing`` names the setting that keeps it from being configured."""
+    """One device manager. ``missing`` names the setting that keeps it from being configured.
+
+    Each capability is in ``capabilities`` or, with the reason, in ``limitations``.
+    """
 
     plane: Plane
     title: Label | None
@@ -35,7 +53,9 @@ class PlaneRead(Shown):
     base_url: Annotated[str | None, Field(max_length=2000)]
     package_kinds: Annotated[list[PackageKind], Field(max_length=len(PackageKind))]
     target_kinds: Annotated[list[TargetKind], Field(max_length=len(TargetKind))]
-    capabilities: Annotated[list[Label], Field(max_length=100)]
+    capabilities: Annotated[list[Capability], Field(max_length=len(Capability))]
+    limitations: Annotated[list[LimitationRead], Field(max_length=len(Capability))]
+    rate_limits: Annotated[list[RateLimitRead], Field(max_length=100)]
     max_concurrency: Annotated[int | None, Field(ge=1, le=10_000)]
     sources: Annotated[list[Message], Field(max_length=100)]
 
@@ -43,6 +63,7 @@ class PlaneRead(Shown):
     def of(cls, plane: Plane, runtime: Runtime) -> Self:
         """What this process knows of a plane, without calling it."""
         manifest, connector = MANIFESTS.get(plane), runtime.connectors.get(plane)
+        cannot = sorted(manifest.cannot.items()) if manifest else []
         return cls(
             plane=plane,
             title=manifest.title if manifest else None,
@@ -52,6 +73,10 @@ class PlaneRead(Shown):
             package_kinds=sorted(manifest.package_kinds) if manifest else [],
             target_kinds=sorted(manifest.target_kinds) if manifest else [],
             capabilities=sorted(manifest.capabilities) if manifest else [],
+            limitations=[LimitationRead(capability=what, reason=why) for what, why in cannot],
+            rate_limits=[RateLimitRead.model_validate(limit) for limit in manifest.rate_limits]
+            if manifest
+            else [],
             max_concurrency=manifest.max_concurrency if manifest else None,
             sources=list(manifest.sources) if manifest else [],
         )

@@ -14,6 +14,7 @@ __all__ = [
     "Action",
     "App",
     "Assignment",
+    "Capability",
     "Connector",
     "DeviceReport",
     "Health",
@@ -23,6 +24,7 @@ __all__ = [
     "Package",
     "PackageKind",
     "Plane",
+    "RateLimit",
     "Target",
     "TargetKind",
     "UploadProgress",
@@ -59,13 +61,34 @@ class TargetKind(StrEnum):
     INVENTORY = "inventory"
 
 
+class Capability(StrEnum):
+    """What one device manager can do and another cannot; its manifest has each, or says why not.
+
+    ``CREATE``: makes the application's object, where others take one that the operator has prepared.
+    ``UPLOAD``: takes the content from us. ``MARKER``: its objects carry our marker, by which one is found
+    again after a lost answer. ``REMOVE``: uninstalls. ``RETURN``: brings an earlier version back.
+    ``CANCEL``: keeps back what devices have not begun. ``RETRY``: tries the failed devices again when asked.
+    """
+
+    CREATE = "create"
+    UPLOAD = "upload"
+    MARKER = "marker"
+    REMOVE = "remove"
+    RETURN = "return"
+    CANCEL = "cancel"
+    RETRY = "retry"
+
+
 class InstallState(StrEnum):
     """What a plane says of one device and one application version.
 
-    ``NOT_INSTALLED`` is an answer (it is not there), ``PENDING`` is the lack of one.
+    ``NOT_INSTALLED`` is an answer (it is not there), ``PENDING`` is the lack of one. ``UNAPPROVED`` waits
+    for a person at the plane, ``UNDELIVERED`` for the device to call.
     """
 
     PENDING = "pending"
+    UNAPPROVED = "unapproved"
+    UNDELIVERED = "undelivered"
     INSTALLING = "installing"
     INSTALLED = "installed"
     FAILED = "failed"
@@ -76,16 +99,35 @@ class InstallState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most so many ``requests`` within so many ``seconds``; ``applies_to`` says which, and whose."""
+
+    requests: int
+    seconds: float
+    applies_to: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a plane can do, known without calling it; a capability that is not named is absent."""
+    """What a plane can do, known without calling it. ``cannot`` has every other capability, and why."""
 
     plane: Plane
     title: str
     package_kinds: frozenset[PackageKind]
     target_kinds: frozenset[TargetKind]
-    capabilities: frozenset[str]
+    cannot: Mapping[Capability, str]
     max_concurrency: int
     sources: tuple[str, ...]
+    rate_limits: tuple[RateLimit, ...] = ()
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can do."""
+        return frozenset(Capability) - self.cannot.keys()
+
+    def can(self, capability: Capability) -> bool:
+        """Whether it can do that."""
+        return capability not in self.cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +156,30 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One application put on or taken off one target. ``previous_id`` is what a removal returns to."""
+    """One application put on or taken off one target.
+
+    ``key`` is the effect's, unique to one ring and one direction; ``external_id`` is what ``publish``
+    returned. ``previous_id`` is the version a removal returns to. ``made_id`` is what ``assign`` or
+    ``remove`` returned, at ``made_at``, once they did; ``baseline`` what ``baseline`` did before.
+    """
 
     key: str
+    app: App
     external_id: str
     target: Target
-    correlation_id: UUID
     previous_id: str | None = None
+    made_id: str | None = None
+    made_at: datetime | None = None
+    baseline: str | None = None
+
+    @property
+    def correlation_id(self) -> UUID:
+        """The intent's."""
+        return self.app.correlation_id
+
+    def key_of(self, action: Action) -> str:
+        """The key of another effect on the same target."""
+        return f"{self.key.rpartition('/')[0]}/{action.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +233,7 @@ class Connector(Protocol):
     """One device manager. Every method may be repeated; every error is one of ``app.resilience.errors``.
 
     Sequences that may be long come in pages (async iterators of sequences), so that memory stays constant.
+    A method whose capability the manifest has not is never called.
     """
 
     manifest: ClassVar[Manifest]
@@ -184,7 +244,10 @@ class Connector(Protocol):
         ...
 
     async def publish(self, app: App) -> str:
-        """Find the application by its marker or create it; the vendor's id. A repeat finds it."""
+        """Find the application by its marker or create it; the vendor's id. A repeat finds it.
+
+        Without ``CREATE``: find what the operator prepared, and refuse what could not be deployed.
+        """
         ...
 
     def upload(
@@ -197,12 +260,16 @@ class Connector(Protocol):
         """
         ...
 
+    async def baseline(self, assignment: Assignment) -> str | None:
+        """What to remember before ``assign`` or ``remove`` is sent, to find it again without ``MARKER``."""
+        ...
+
     async def assign(self, assignment: Assignment) -> str:
         """Require the application on the target, beside whatever else is assigned; the assignment's id."""
         ...
 
     async def remove(self, assignment: Assignment) -> str:
-        """Uninstall from a target; the uninstall assignment's id.
+        """Uninstall from a target; the uninstall assignment's id. What ``assign`` made there gives way.
 
         ``previous_id``, if given, is required there then, unless somebody offers it there already.
         """
@@ -212,16 +279,31 @@ class Connector(Protocol):
         """Take back what ``assign`` or ``remove`` put on the target, and nothing else."""
         ...
 
+    async def cancel(self, assignment: Assignment) -> None:
+        """Keep devices that have not begun from beginning; what runs or is done stays as it is."""
+        ...
+
+    async def retry(self, assignment: Assignment) -> str:
+        """Have the devices that failed try once more; the id that takes the place of ``made_id``."""
+        ...
+
     def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
         """The devices the target holds now, in pages."""
         ...
 
-    def status(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
-        """What every device that has the application assigned reports, in pages."""
+    def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+        """What devices report of an assignment made by ``ASSIGN`` or ``REMOVE``, in pages.
+
+        A device that ``REMOVE`` has reached says ``NOT_INSTALLED`` or ``REMOVE_FAILED``.
+        """
         ...
 
-    async def find_version(self, name: str, version: str) -> str | None:
-        """The id of a usable published application of that name and version, ours or not."""
+    def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+        """What devices report of ``previous_id`` after ``remove``, in pages."""
+        ...
+
+    async def find_version(self, app: App, version: str) -> str | None:
+        """The id of a usable published application of that version, ours or not; without ``RETURN`` None."""
         ...
 
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:

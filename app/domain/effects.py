@@ -42,6 +42,11 @@ class Planned:
     absent_at: datetime | None = None
 
     @property
+    def baseline(self) -> str | None:
+        """What was to be remembered before it was sent; see ``Connector.baseline``."""
+        return (self.checkpoint or {}).get("baseline")
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
         return self.state is EffectState.CONFIRMED
@@ -71,10 +76,19 @@ async def plan(session: AsyncSession, lane: RingDeployment, action: Action, oper
     if effect.state is EffectState.REJECTED:
         effect.state, effect.error, effect.settled_at = EffectState.PLANNED, None, None
         effect.operation_id = operation_id
+    return _planned(effect)
+
+
+async def find(session: AsyncSession, key: str) -> Planned:
+    """An effect that was planned before."""
+    return _planned((await session.scalars(select(Effect).filter_by(key=key))).one())
+
+
+def _planned(effect: Effect) -> Planned:
     return Planned(
         id=effect.id,
-        key=key,
-        action=action,
+        key=effect.key,
+        action=effect.action,
         state=effect.state,
         external_id=effect.external_id,
         checkpoint=effect.checkpoint,

@@ -60,8 +60,8 @@ class Push:
 
     def assignment(self, external_id: str) -> Assignment:
         """The assignment of the published application to this lane's target."""
-        key = self.steps[Action.ASSIGN].key
-        return Assignment(key, external_id, self.target, self.app.correlation_id)
+        step = self.steps[Action.ASSIGN]
+        return Assignment(step.key, self.app, external_id, self.target, baseline=step.baseline)
 
 
 def _fields(app: App) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class Measurement:
 
     lane_id: UUID
     plane: Plane
-    external_id: str
+    assignment: Assignment
 
 
 async def begin_measure(session: AsyncSession, lane_id: UUID) -> Measurement | None:
@@ -217,7 +217,21 @@ async def begin_measure(session: AsyncSession, lane_id: UUID) -> Measurement | N
     lane = await session.get_one(RingDeployment, lane_id)
     if not is_measured(lane) or lane.external_id is None:
         return None
-    return Measurement(lane_id, Plane(lane.plane), lane.external_id)
+    deployment = await session.get_one(Deployment, lane.deployment_id)
+    app = application(deployment, await plane_of(session, lane))
+    made = await effects.find(
+        session, effects.effect_key(deployment.id, lane.plane, lane.ring, Action.ASSIGN)
+    )
+    assignment = Assignment(
+        made.key,
+        app,
+        lane.external_id,
+        target_of(lane),
+        made_id=made.external_id,
+        made_at=made.settled_at,
+        baseline=made.baseline,
+    )
+    return Measurement(lane_id, Plane(lane.plane), assignment)
 
 
 def is_measured(lane: RingDeployment) -> bool:

@@ -164,7 +164,16 @@ class Removal:
 
     def assignment(self, planned: Planned, previous_id: str | None) -> Assignment:
         """The lane's assignment under the key of one effect."""
-        return Assignment(planned.key, self.external_id, self.target, self.app.correlation_id, previous_id)
+        return Assignment(
+            planned.key,
+            self.app,
+            self.external_id,
+            self.target,
+            previous_id,
+            made_id=planned.external_id,
+            made_at=planned.settled_at,
+            baseline=planned.baseline,
+        )
 
 
 async def permit_removal(session: AsyncSession, deployment_id: UUID) -> None:

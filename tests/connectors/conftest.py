@@ -31,11 +31,12 @@ QUICK = RetryProfile(attempts=3, shortest=0.01, longest=0.03, attempt_timeout=5.
 
 @dataclass
 class Sandbox:
-    """One sandbox process' worth of Intune: its address, its clock, its control."""
+    """One plane of a sandbox process: its address, its clock, its control."""
 
     url: str
     recorder: Recorder
     ahead: list[float]
+    plane: Plane = Plane.INTUNE
     http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10))
 
     def advance(self, seconds: float) -> None:
@@ -43,7 +44,7 @@ class Sandbox:
         self.ahead[0] += seconds
 
     def control(self, method: str, what: str, body: object = None) -> Any:
-        answer = self.http.request(method, f"{self.url}/intune/_sandbox/{what}", json=body)
+        answer = self.http.request(method, f"{self.url}/{self.plane}/_sandbox/{what}", json=body)
         answer.raise_for_status()
         return answer.json()
 
@@ -52,7 +53,9 @@ class Sandbox:
         self.control("PUT", "faults", {"items": list(items), **switches})
 
     def group(self, ring: str = "CANARY") -> Target:
-        return Target(TargetKind.GROUP, self.control("GET", "fleet")["rings"][ring]["group_id"])
+        """The ring's devices, as the plane calls them."""
+        told = self.control("GET", "fleet")["rings"][ring]
+        return Target(TargetKind(told["kind"]), told["ref"])
 
     def counts(self) -> dict[str, int]:
         counted: dict[str, int] = self.control("GET", "requests")["counts"]
@@ -188,10 +191,7 @@ async def published(connector: Intune, app: App) -> str:
 
 
 def assignment(
-    app_id: str, target: Target, *, action: str = "assign", previous_id: str | None = None
+    app: App, app_id: str, target: Target, *, action: str = "assign", previous_id: str | None = None
 ) -> Assignment:
-    """An assignment of some deployment."""
-    key = f"{uuid4()}/intune/CANARY/{action}"
-    return Assignment(
-        key=key, external_id=app_id, target=target, correlation_id=uuid4(), previous_id=previous_id
-    )
+    """An assignment of the application under a key of its deployment."""
+    return Assignment(f"{app.marker}/CANARY/{action}", app, app_id, target, previous_id)

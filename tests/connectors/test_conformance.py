@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ async def test_what_was_put_on_a_target_is_taken_back(
     connect: Connect, sample: Sample, sandbox: Sandbox, make_app: MakeApp
 ) -> None:
     app, connector = make_app(), connect()
-    given = assignment(await publish_whole(connector, app), sample.target(sandbox))
+    given = assignment(app, await publish_whole(connector, app), sample.target(sandbox))
 
     held = []
     for change in (connector.assign, connector.remove, connector.unassign):
@@ -164,11 +164,12 @@ async def test_devices_and_their_states_come_in_pages(
 ) -> None:
     sandbox.control("PUT", "fleet", {"seed": 7, "rings": {"CANARY": {"devices": 2500}}})
     connector = connect()
-    external_id = await publish_whole(connector, make_app())
-    await connector.assign(assignment(external_id, sample.target(sandbox)))
+    app = make_app()
+    given = assignment(app, await publish_whole(connector, app), sample.target(sandbox))
+    given = replace(given, made_id=await connector.assign(given))
 
     members = [len(page) async for page in connector.members(sample.target(sandbox))]
-    reports = [len(page) async for page in connector.status(external_id)]
+    reports = [len(page) async for page in connector.status(Action.ASSIGN, given)]
 
     assert (sum(members), sum(reports)) == (2500, 2500)
     assert max(members + reports) <= 1000

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.connectors.contract import Action, App, DeviceReport, InstallState, Member
+from app.connectors.contract import Action, App, Assignment, DeviceReport, InstallState, Member
 from app.connectors.intune import MANIFEST, Intune
 from app.connectors.intune.wire import app_body, report_rows
 from app.resilience.errors import (
@@ -75,7 +75,7 @@ async def test_every_request_of_an_effect_carries_its_key_and_correlation(
 ) -> None:
     app = make_app()
     app_id = await published(intune, app)
-    given = assignment(app_id, sandbox.group())
+    given = assignment(app, app_id, sandbox.group())
     await intune.assign(given)
 
     seen = {(mutation["effect_key"], mutation["correlation_id"]) for mutation in sandbox.mutations()}
@@ -86,7 +86,8 @@ async def test_every_request_of_an_effect_carries_its_key_and_correlation(
 async def test_foreign_assignments_stay_whatever_is_done(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox
 ) -> None:
-    app_id = await published(intune, make_app())
+    app = make_app()
+    app_id = await published(intune, app)
     foreign = {
         "intent": "available",
         "target": {
@@ -95,7 +96,7 @@ async def test_foreign_assignments_stay_whatever_is_done(
         },
     }
     theirs = sandbox.as_neighbour("POST", f"{APPS}/{app_id}/assignments", foreign)["id"]
-    ours = assignment(app_id, sandbox.group())
+    ours = assignment(app, app_id, sandbox.group())
 
     for change in (
         intune.assign,
@@ -123,8 +124,8 @@ async def test_removal_uninstalls_and_puts_the_previous_version_back(
 ) -> None:
     old, new = make_app(version="129.0"), make_app()
     old_id, new_id = await published(intune, old), await published(intune, new)
-    await intune.assign(assignment(new_id, sandbox.group()))
-    back = assignment(new_id, sandbox.group(), action="remove", previous_id=old_id)
+    await intune.assign(assignment(new, new_id, sandbox.group()))
+    back = assignment(new, new_id, sandbox.group(), action="remove", previous_id=old_id)
     before = await intune.verify(Action.REMOVE, new, back)
 
     first, again = await intune.remove(back), await intune.remove(back)
@@ -143,7 +144,7 @@ async def test_a_return_leaves_what_somebody_else_offers_of_the_previous_version
     app = make_app()
     old_id, new_id = await published(intune, make_app(version="129.0")), await published(intune, app)
     theirs = on_group(sandbox, old_id, intent)
-    back = assignment(new_id, sandbox.group(), action="remove", previous_id=old_id)
+    back = assignment(app, new_id, sandbox.group(), action="remove", previous_id=old_id)
 
     await intune.remove(back)
 
@@ -158,7 +159,7 @@ async def test_a_return_ends_what_would_uninstall_the_previous_version(
     app = make_app()
     old_id, new_id = await published(intune, make_app(version="129.0")), await published(intune, app)
     on_group(sandbox, old_id, "uninstall")
-    back = assignment(new_id, sandbox.group(), action="remove", previous_id=old_id)
+    back = assignment(app, new_id, sandbox.group(), action="remove", previous_id=old_id)
     on_group(sandbox, new_id, "uninstall")
     before = await intune.verify(Action.REMOVE, app, back)
 
@@ -175,7 +176,7 @@ async def test_another_intent_for_our_application_gives_way(
     app = make_app()
     app_id = await published(intune, app)
     on_group(sandbox, app_id, "available")
-    given = assignment(app_id, sandbox.group())
+    given = assignment(app, app_id, sandbox.group())
 
     await intune.assign(given)
 
@@ -195,10 +196,10 @@ async def test_a_removal_is_not_done_before_the_previous_version_is_back(
 ) -> None:
     old_id, app = await published(intune, make_app(version="129.0")), make_app()
     app_id = await published(intune, app)
-    await intune.remove(assignment(app_id, sandbox.group()))
+    await intune.remove(assignment(app, app_id, sandbox.group()))
 
     verified = await intune.verify(
-        Action.REMOVE, app, assignment(app_id, sandbox.group(), previous_id=old_id)
+        Action.REMOVE, app, assignment(app, app_id, sandbox.group(), previous_id=old_id)
     )
 
     assert not verified.holds
@@ -207,7 +208,8 @@ async def test_a_removal_is_not_done_before_the_previous_version_is_back(
 async def test_verify_of_an_application_that_is_gone(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox
 ) -> None:
-    app, lost = make_app(), assignment(str(uuid4()), sandbox.group())
+    app = make_app()
+    lost = assignment(app, str(uuid4()), sandbox.group())
 
     held = {action: (await intune.verify(action, app, lost)).holds for action in Action}
 
@@ -217,21 +219,27 @@ async def test_verify_of_an_application_that_is_gone(
 async def test_an_application_without_content_cannot_be_assigned(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox
 ) -> None:
-    app_id = await intune.publish(make_app())
+    app = make_app()
+    app_id = await intune.publish(app)
 
     with pytest.raises(PermanentError, match="no published content"):
-        await intune.assign(assignment(app_id, sandbox.group()))
+        await intune.assign(assignment(app, app_id, sandbox.group()))
 
 
 async def test_devices_are_members_by_the_id_they_report_with(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox
 ) -> None:
-    app_id = await published(intune, make_app())
-    await intune.assign(assignment(app_id, sandbox.group()))
+    app = make_app()
+    app_id = await published(intune, app)
+    await intune.assign(assignment(app, app_id, sandbox.group()))
 
     members = [member async for page in intune.members(sandbox.group()) for member in page]
     sandbox.advance(60)
-    reports = [report async for page in intune.status(app_id) for report in page]
+    reports = [
+        report
+        async for page in intune.status(Action.ASSIGN, assignment(app, app_id, sandbox.group()))
+        for report in page
+    ]
 
     assert len(members) == 80
     assert {member.device_id for member in members} == {report.device_id for report in reports}
@@ -243,15 +251,16 @@ async def test_devices_are_members_by_the_id_they_report_with(
 async def test_each_state_of_a_device_is_told(intune: Intune, make_app: MakeApp, sandbox: Sandbox) -> None:
     plan = {"devices": 200, "fail": 0.3, "offline": 0.3, "remove_fail": 0.2, "delay": [0.0, 1.0]}
     sandbox.control("PUT", "fleet", {"seed": 7, "rings": {"CANARY": plan}})
-    app_id = await published(intune, make_app())
-    given = assignment(app_id, sandbox.group())
+    app = make_app()
+    app_id = await published(intune, app)
+    given = assignment(app, app_id, sandbox.group())
     await intune.assign(given)
     sandbox.advance(60)
 
-    installing = await states(intune, app_id)
+    installing = await states(intune, given)
     await intune.remove(given)
     sandbox.advance(60)
-    removing = await states(intune, app_id)
+    removing = await states(intune, given)
 
     assert set(installing) == {InstallState.INSTALLED, InstallState.FAILED, InstallState.PENDING}
     assert {InstallState.NOT_INSTALLED, InstallState.REMOVE_FAILED} <= set(removing)
@@ -319,9 +328,9 @@ def test_a_device_without_trouble_has_no_detail_and_no_code() -> None:
     assert (report.state, report.detail, report.error_code) == (InstallState.INSTALLED, None, None)
 
 
-async def states(intune: Intune, app_id: str) -> dict[InstallState, list[DeviceReport]]:
+async def states(intune: Intune, given: Assignment) -> dict[InstallState, list[DeviceReport]]:
     found: dict[InstallState, list[DeviceReport]] = {}
-    async for page in intune.status(app_id):
+    async for page in intune.status(Action.ASSIGN, given):
         for report in page:
             found.setdefault(report.state, []).append(report)
     return found
@@ -332,12 +341,13 @@ async def test_three_thousand_devices_are_read_a_page_at_a_time(
 ) -> None:
     sandbox.control("PUT", "fleet", {"seed": 7, "rings": {"CANARY": {"devices": 3000}}})
     intune = make(page_rows="500")
-    app_id = await published(intune, make_app())
-    await intune.assign(assignment(app_id, sandbox.group()))
+    app = make_app()
+    app_id = await published(intune, app)
+    await intune.assign(assignment(app, app_id, sandbox.group()))
 
     asked: list[tuple[AsyncIterator[Sequence[Member | DeviceReport]], type]] = [
         (intune.members(sandbox.group()), Member),
-        (intune.status(app_id), DeviceReport),
+        (intune.status(Action.ASSIGN, assignment(app, app_id, sandbox.group())), DeviceReport),
     ]
     for pages, kind in asked:
         seen: set[str] = set()
@@ -359,12 +369,12 @@ async def test_a_version_is_found_whoever_made_it_once_it_is_usable(
 ) -> None:
     app = make_app(name="7-Zip", version="24.08")
     app_id = await intune.publish(app)
-    assert await intune.find_version("7-Zip", "24.08") is None
+    assert await intune.find_version(make_app("7-Zip"), "24.08") is None
     await upload(intune, app, app_id)
 
-    assert await intune.find_version("7-Zip", "24.08") == app_id
-    assert await intune.find_version("7-Zip", "24.09") is None
-    assert await intune.find_version("7-zip's cousin", "24.08") is None
+    assert await intune.find_version(make_app("7-Zip"), "24.08") == app_id
+    assert await intune.find_version(make_app("7-Zip"), "24.09") is None
+    assert await intune.find_version(make_app("7-zip's cousin"), "24.08") is None
     sandbox.as_neighbour(
         "PATCH",
         f"{APPS}/{app_id}",
@@ -374,7 +384,7 @@ async def test_a_version_is_found_whoever_made_it_once_it_is_usable(
             "msiInformation": {"productCode": "{1}", "productVersion": "24.08"},
         },
     )
-    assert await intune.find_version("7-Zip", "24.08") == app_id
+    assert await intune.find_version(make_app("7-Zip"), "24.08") == app_id
 
 
 async def test_an_msi_is_published_with_its_product_code(

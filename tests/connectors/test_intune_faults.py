@@ -65,7 +65,7 @@ async def test_a_lost_answer_to_an_assignment_is_verified(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox
 ) -> None:
     app = make_app()
-    given = assignment(await published(intune, app), sandbox.group())
+    given = assignment(app, await published(intune, app), sandbox.group())
     sandbox.faults({"method": "POST", "path": f"{APPS}/*/assignments", "after": True, "reset": True})
     with pytest.raises(AmbiguousError):
         await intune.assign(given)
@@ -86,7 +86,7 @@ async def test_the_token_may_end_in_the_middle(intune: Intune, make_app: MakeApp
         async for step in steps:
             sandbox.advance(3700)
             done = step.done
-    given = assignment(app_id, sandbox.group())
+    given = assignment(app, app_id, sandbox.group())
 
     await intune.assign(given)
 
@@ -136,7 +136,7 @@ async def test_a_rollout_through_a_storm_makes_each_object_once(
                 stored.update(step.checkpoint)
 
     await insisted(one_run)
-    given = assignment(app_id, sandbox.group())
+    given = assignment(app, app_id, sandbox.group())
     await insisted(lambda: intune.assign(given))
     sandbox.faults()
 

@@ -164,7 +164,7 @@ class Tenant:
         self.control("faults", {"items": []})
 
     def group(self, ring: str) -> str:
-        group_id: str = self.control("fleet")["rings"][ring]["group_id"]
+        group_id: str = self.control("fleet")["rings"][ring]["ref"]
         return group_id
 
     def create(self, name: str = "Thing", version: str = "1.0", **headers: str) -> str:

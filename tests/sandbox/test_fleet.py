@@ -19,7 +19,7 @@ def test_by_default_about_1200_devices_succeed(tenant: Tenant) -> None:
     assert {(ring["fail"], ring["offline"], *ring["delay"]) for ring in fleet["rings"].values()} == {
         (0.0, 0.0, 0.5, 3.0)
     }
-    assert len({ring["group_id"] for ring in fleet["rings"].values()}) == 5
+    assert len({ring["ref"] for ring in fleet["rings"].values()}) == 5
 
 
 def test_what_is_left_out_stays_and_what_was_read_may_be_put_back(tenant: Tenant) -> None:

@@ -210,7 +210,7 @@ def test_each_device_is_in_exactly_one_ring_and_managed_once(tenant: Tenant) -> 
     members = [
         member["deviceId"]
         for ring in rings.values()
-        for page in all_pages(tenant, f"/groups/{ring['group_id']}/transitiveMembers", {"$top": "999"})
+        for page in all_pages(tenant, f"/groups/{ring['ref']}/transitiveMembers", {"$top": "999"})
         for member in page["value"]
     ]
 

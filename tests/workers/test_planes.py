@@ -62,7 +62,7 @@ async def test_the_devices_of_a_target_are_counted(runtime: Runtime, sandbox_url
         fleet = (await http.get(f"{sandbox_url}/intune/_sandbox/fleet")).json()
     lab = fleet["rings"]["LAB"]
     async with runtime.transaction() as session:
-        target = Target(TargetKind.GROUP, lab["group_id"])
+        target = Target(TargetKind.GROUP, lab["ref"])
         row = await targets.put(session, Plane.INTUNE, Ring.LAB, target)
         asked = await targets.request_count(session, row, correlation_id=uuid4())
 

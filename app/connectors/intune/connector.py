@@ -11,16 +11,19 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr
 
+from app.connectors.absent import AbsentParts
 from app.connectors.contract import (
     Action,
     App,
     Assignment,
+    Capability,
     DeviceReport,
     Health,
     Manifest,
     Member,
     PackageKind,
     Plane,
+    RateLimit,
     Target,
     TargetKind,
     UploadProgress,
@@ -48,11 +51,17 @@ MANIFEST = Manifest(
     title="Microsoft Intune",
     package_kinds=frozenset({PackageKind.WIN32, PackageKind.MSI}),
     target_kinds=frozenset({TargetKind.GROUP}),
-    capabilities=frozenset({"publish", "upload", "assign", "status", "remove", "unassign", "rollback"}),
+    cannot={Capability.RETRY: "a device tries again by itself, at times of its own"},
     max_concurrency=8,
     sources=(
         "Microsoft Graph v1.0 CSDL (cleanMetadata.xml, 2026-08-20)",
         "Graph throttling guidance, 2025-01",
+    ),
+    rate_limits=(
+        RateLimit(100, 20.0, "writes to applications by one client of a tenant"),
+        RateLimit(200, 20.0, "writes to applications of a tenant"),
+        RateLimit(1000, 20.0, "reads of applications by one client of a tenant"),
+        RateLimit(2000, 20.0, "reads of applications of a tenant"),
     ),
 )
 
@@ -73,7 +82,7 @@ class IntuneSettings(BaseModel):
     page_rows: int = Field(default=999, ge=1, le=999)
 
 
-class Intune:
+class Intune(AbsentParts):
     """The connector of one tenant."""
 
     manifest: ClassVar[Manifest] = MANIFEST
@@ -184,6 +193,10 @@ class Intune:
         ours = [found for found in on_group if found.get("intent") in OURS]
         await self._take_away(assignment.external_id, ours, headers)
 
+    async def cancel(self, assignment: Assignment) -> None:
+        """Withdraw the assignment: no call stops an installation, but who has not begun does not begin."""
+        await self.unassign(assignment)
+
     async def _put_assignment(self, assignment: Assignment, intent: str) -> str:
         """The one assignment of our application to the group.
 
@@ -265,8 +278,17 @@ class Intune:
             if found.get("@odata.type") == wire.DEVICE and found.get("deviceId")
         }
 
-    async def status(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
-        """The per-device report, page by page. A POST that only reads."""
+    def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+        """The per-device report of the application; it has every ring's devices, and tells removals too."""
+        del action
+        return self._report(assignment.external_id)
+
+    def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+        """The same of the version that comes back."""
+        return self._report(str(assignment.previous_id))
+
+    async def _report(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
+        """Page by page, by a POST that only reads."""
         skip, total, session = 0, 1, ""
         while skip < total:
             body = wire.report_body(external_id, skip=skip, top=self._settings.page_rows, session=session)
@@ -278,11 +300,11 @@ class Intune:
             skip, total = skip + len(rows), int(report.get("TotalRowCount", 0))
             session = report.get("SessionId") or ""
 
-    async def find_version(self, name: str, version: str) -> str | None:
+    async def find_version(self, app: App, version: str) -> str | None:
         """The newest published application of that name and version, whoever made it."""
         fits = [
             found
-            for found in await self._named(name)
+            for found in await self._named(app.name)
             if wire.is_usable(found) and wire.has_version(found, version)
         ]
         newest = max(fits, key=wire.oldest_first, default=None)
