@@ -3,7 +3,7 @@
 
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,10 +38,11 @@ class Services:
         service: str,
         *,
         base_url: str = "",
-        auth: Authenticator | None = None,
+        auth: Authenticator | httpx.Auth | None = None,
         max_concurrency: int = 10,
         profile: RetryProfile | None = None,
         describe: Callable[[httpx.Response], str] = text_of,
+        transient: Collection[int] = (),
     ) -> ResilientClient:
         """A guarded client; clients of one service share its breaker."""
         return create_resilient_client(
@@ -53,6 +54,7 @@ class Services:
             breakers=self.breakers,
             verify=self.certificates,
             describe=describe,
+            transient=transient,
         )
 
     def download_client(self) -> ResilientClient:

@@ -2,11 +2,13 @@
 """Tokens for calls out: fetched once for all who wait, renewed before they end or when they are refused."""
 
 import asyncio
+import base64
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import httpx
 from pydantic import SecretStr
@@ -20,7 +22,15 @@ DEFAULT_LIFETIME = 300.0
 
 
 class Authenticator(Protocol):
-    """What a client asks for a token. The value is a secret: it is put into a header and nowhere else."""
+    """What a client asks for a token. The value is a secret: it is put into a header and nowhere else.
+
+    ``scheme`` stands before it there.
+    """
+
+    @property
+    def scheme(self) -> str:
+        """``Bearer`` or another of HTTP's."""
+        ...
 
     async def token(self) -> SecretStr:
         """A token that is valid now."""
@@ -35,23 +45,28 @@ class Authenticator(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class ClientCredentials:
-    """The OAuth 2.0 client-credentials grant, with the secret in the form.
+class HeldToken(ABC):
+    """A token that is fetched when one is needed, and kept until shortly before its end.
 
-    ``http`` is a client of its own: the token endpoint has its own breaker and gets no token.
+    ``service``: whose errors those of the login become.
     """
 
-    http: httpx.AsyncClient
-    service: str
-    token_url: str
-    client_id: str
-    client_secret: SecretStr
-    scope: str
-    clock: Callable[[], float] = time.monotonic
-    _held: SecretStr | None = field(default=None, init=False)
-    _renew_at: float = field(default=0.0, init=False)
-    _flight: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
+    scheme: ClassVar[str] = "Bearer"
+
+    def __init__(self, service: str, clock: Callable[[], float]) -> None:
+        self.service = service
+        self._clock = clock
+        self._held: SecretStr | None = None
+        self._renew_at = 0.0
+        self._flight = asyncio.Lock()
+
+    @abstractmethod
+    async def _fetch(self, held: SecretStr | None) -> tuple[SecretStr, float]:
+        """A new token and its lifetime in seconds; ``held`` is the one that still works, if there is one."""
+
+    @abstractmethod
+    def _credentials(self) -> tuple[str, ...]:
+        """The secrets that tokens are got with."""
 
     async def token(self) -> SecretStr:
         """The token held, or a new one if it is about to end.
@@ -59,48 +74,123 @@ class ClientCredentials:
         Raises:
             AuthError: the credentials were refused.
         """
-        if self._held is not None and self.clock() < self._renew_at:
+        if self._held is not None and self._clock() < self._renew_at:
             return self._held
         async with self._flight:
-            if self._held is None or self.clock() >= self._renew_at:
-                self._held = await self._fetch()
+            if self._held is None or self._clock() >= self._renew_at:
+                return await self._renewed(self._held)
             return self._held
 
     async def renew(self, refused: SecretStr) -> SecretStr:
         """A new token, unless somebody has fetched one since ``refused`` was handed out."""
         async with self._flight:
             if self._held is None or self._held == refused:
-                self._held = await self._fetch()
+                return await self._renewed(None)
             return self._held
 
     def secrets(self) -> tuple[str, ...]:
-        """The client secret and the token held."""
+        """What the token is got with, and the token held."""
         held = () if self._held is None else (self._held.get_secret_value(),)
-        return (self.client_secret.get_secret_value(), *held)
+        return (*self._credentials(), *held)
 
-    async def _fetch(self) -> SecretStr:
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": self.client_id,
-            "client_secret": self.client_secret.get_secret_value(),
-            "scope": self.scope,
-        }
+    async def _renewed(self, held: SecretStr | None) -> SecretStr:
         try:
-            answer = await self.http.post(self.token_url, data=form, extensions={"safety": Safety.IDEMPOTENT})
+            value, lifetime = await self._fetch(held)
         except CallError as error:
             if error.status in REFUSALS:
                 raise AuthError(error.detail, service=self.service, status=error.status) from error
             raise
-        return self._keep(answer)
+        self._held = value
+        self._renew_at = self._clock() + lifetime - min(EARLIEST_RENEWAL, lifetime / 5)
+        return value
 
-    def _keep(self, answer: httpx.Response) -> SecretStr:
+    def _told(self, answer: httpx.Response, name: str, lifetime: str) -> tuple[SecretStr, float]:
+        """The token in a login's answer and the seconds it lasts, under those names.
+
+        Raises:
+            PermanentError: there is no token.
+        """
         try:
             body: dict[str, Any] = answer.json()
-            value = SecretStr(str(body["access_token"]))
-            lifetime = float(body.get("expires_in", DEFAULT_LIFETIME))
+            return SecretStr(str(body[name])), float(body.get(lifetime, DEFAULT_LIFETIME))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PermanentError(
                 "the token endpoint's answer holds no token", service=self.service
             ) from error
-        self._renew_at = self.clock() + lifetime - min(EARLIEST_RENEWAL, lifetime / 5)
-        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Who we are to an OAuth 2.0 token endpoint."""
+
+    token_url: str
+    client_id: str
+    client_secret: SecretStr
+    scope: str | None = None
+
+
+class ClientCredentials(HeldToken):
+    """The OAuth 2.0 client-credentials grant, with the secret in the form.
+
+    ``http`` is a client of its own: the token endpoint has its own breaker and gets no token.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        service: str,
+        grant: Grant,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(service, clock)
+        self._http = http
+        self._grant = grant
+
+    def _credentials(self) -> tuple[str, ...]:
+        return (self._grant.client_secret.get_secret_value(),)
+
+    async def _fetch(self, held: SecretStr | None) -> tuple[SecretStr, float]:
+        del held  # the grant knows no renewal
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self._grant.client_id,
+            "client_secret": self._grant.client_secret.get_secret_value(),
+        }
+        if self._grant.scope is not None:
+            form["scope"] = self._grant.scope
+        answer = await self._http.post(
+            self._grant.token_url, data=form, extensions={"safety": Safety.IDEMPOTENT}
+        )
+        return self._told(answer, "access_token", "expires_in")
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A credential that is sent as it is, and cannot be renewed."""
+
+    service: str
+    scheme: str
+    value: SecretStr
+
+    @classmethod
+    def basic(cls, service: str, user: str, password: SecretStr) -> "Fixed":
+        """User and password, with each request."""
+        pair = f"{user}:{password.get_secret_value()}".encode()
+        return cls(service, "Basic", SecretStr(base64.b64encode(pair).decode("ascii")))
+
+    async def token(self) -> SecretStr:
+        """The credential."""
+        return self.value
+
+    async def renew(self, refused: SecretStr) -> SecretStr:
+        """There is no other.
+
+        Raises:
+            AuthError: always.
+        """
+        del refused
+        raise AuthError(f"{self.service} refused the credentials", service=self.service, status=401)
+
+    def secrets(self) -> tuple[str, ...]:
+        """The credential."""
+        return (self.value.get_secret_value(),)

@@ -4,7 +4,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -100,14 +100,24 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def classify_response(
-    response: httpx.Response, *, service: str, safety: Safety, refreshed: bool = True, excerpt: str = ""
+    response: httpx.Response,
+    *,
+    service: str,
+    safety: Safety,
+    refreshed: bool = True,
+    excerpt: str = "",
+    transient: Collection[int] = (),
 ) -> CallError | None:
-    """The class of an answer; None for 2xx and 304. Parameters as of ``classify``."""
+    """The class of an answer; None for 2xx and 304. Parameters as of ``classify``.
+
+    ``transient``: statuses by which this service says that it will do later.
+    """
     status = response.status_code
     if response.is_success or status == HTTPStatus.NOT_MODIFIED:
         return None
     wait = retry_after(response)
     kind = _status_class(status, unsafe=safety is Safety.UNSAFE, told_to_wait=wait is not None)
+    kind = TransientError if status in transient else kind
     if kind is AuthError and not refreshed:
         kind = AuthExpired
     detail = f"{service} answered {status}" + (f": {excerpt}" if excerpt else "")

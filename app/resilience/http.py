@@ -7,7 +7,7 @@ everything else is raised as its class of ``errors``.
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -24,6 +24,7 @@ from app.resilience.bulkhead import Bulkhead
 from app.resilience.classify import Safety, classify_response, default_safety
 from app.resilience.errors import AuthExpired, CallError, PermanentError
 from app.resilience.guard import Attempt, Guard
+from app.resilience.handshake import Handshakes
 from app.resilience.registry import Breakers
 from app.resilience.retry import DEFAULT_RETRY, RetryProfile
 from app.resilience.transport import Wire
@@ -74,19 +75,21 @@ def create_resilient_client(
     service: str,
     *,
     base_url: str = "",
-    auth: Authenticator | None = None,
+    auth: Authenticator | httpx.Auth | None = None,
     max_concurrency: int = 10,
     profile: RetryProfile = DEFAULT_RETRY,
     breakers: Breakers | None = None,
     breaker: ServiceBreaker | None = None,
     verify: ssl.SSLContext | None = None,
     describe: Callable[[httpx.Response], str] = text_of,
+    transient: Collection[int] = (),
 ) -> "ResilientClient":
     """A client of one service, to be shared by all callers of this process and closed at the end.
 
-    ``auth`` is used for addresses of ``base_url``'s origin only. ``breakers``: where the service's breaker
-    is, by default this process's; ``breaker``: one of its own. ``describe`` finds the vendor's words in a
-    refusal.
+    ``auth`` is used for addresses of ``base_url``'s origin only; one of httpx's own kind has a connection
+    for each call's handshake. ``transient``: statuses by which the service says that it will do later.
+    ``breakers``: where the service's breaker is, by default this process's; ``breaker``: one of its own.
+    ``describe`` finds the vendor's words in a refusal.
 
     Raises:
         UnknownService: the message lists the known ones.
@@ -99,9 +102,11 @@ def create_resilient_client(
         guard,
         Wire(max_concurrency, verify),
         base_url=base_url,
-        token_source=auth,
+        token_source=None if isinstance(auth, httpx.Auth) else auth,
+        handshakes=Handshakes(auth, verify) if isinstance(auth, httpx.Auth) else None,
         profile=profile,
         describe=describe,
+        transient=frozenset(transient),
     )
 
 
@@ -115,8 +120,10 @@ class ResilientClient(httpx.AsyncClient):
         *,
         base_url: str,
         token_source: Authenticator | None,
+        handshakes: Handshakes | None,
         profile: RetryProfile,
         describe: Callable[[httpx.Response], str],
+        transient: frozenset[int],
     ) -> None:
         timeout = httpx.Timeout(profile.attempt_timeout, connect=CONNECT_TIMEOUT, pool=None)
         super().__init__(base_url=base_url, transport=wire, timeout=timeout, trust_env=False)
@@ -124,6 +131,8 @@ class ResilientClient(httpx.AsyncClient):
         self._guard = guard
         self._wire = wire
         self._token_source = token_source
+        self._handshakes = handshakes
+        self._transient = transient
         self._profile = profile
         self._describe = describe
 
@@ -171,19 +180,23 @@ class ResilientClient(httpx.AsyncClient):
         return answer
 
     async def _authenticated(self, request: httpx.Request) -> httpx.Response:
-        if self._token_source is None or not self._is_at_home(request.url):
-            return await self._follow(request)
-        token = await self._token_source.token()
-        response = await self._follow(_with_token(request, token))
+        at_home = self._is_at_home(request.url)
+        if self._handshakes is not None and at_home:
+            return await self._handshakes.exchange(request, self._follow)
+        if self._token_source is None or not at_home:
+            return await self._follow(self._wire, request)
+        token, scheme = await self._token_source.token(), self._token_source.scheme
+        response = await self._follow(self._wire, _with_token(request, scheme, token))
         refused = classify_response(response, service=self.service, safety=Safety.IDEMPOTENT, refreshed=False)
         if not isinstance(refused, AuthExpired):
             return response
         await response.aclose()
-        return await self._follow(_with_token(request, await self._token_source.renew(token)))
+        token = await self._token_source.renew(token)
+        return await self._follow(self._wire, _with_token(request, scheme, token))
 
-    async def _follow(self, request: httpx.Request) -> httpx.Response:
+    async def _follow(self, wire: Wire, request: httpx.Request) -> httpx.Response:
         for _ in range(MAX_REDIRECTS):
-            response = await self._wire.handle_async_request(request)
+            response = await wire.handle_async_request(request)
             response.request = request
             if request.method not in {"GET", "HEAD"} or not response.has_redirect_location:
                 return response
@@ -192,6 +205,12 @@ class ResilientClient(httpx.AsyncClient):
         raise PermanentError(
             f"{self.service} redirects more than {MAX_REDIRECTS} times", service=self.service
         )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._handshakes is not None:
+            await self._handshakes.aclose()
+        await super().aclose()
 
     def _redirected(self, request: httpx.Request, target: httpx.URL) -> httpx.Request:
         if _origin(target) != _origin(request.url):
@@ -230,7 +249,11 @@ class ResilientClient(httpx.AsyncClient):
 
     def _raise_unless_ok(self, answer: httpx.Response, options: CallOptions) -> None:
         error = classify_response(
-            answer, service=self.service, safety=options.safety, excerpt=self.excerpt(answer)
+            answer,
+            service=self.service,
+            safety=options.safety,
+            excerpt=self.excerpt(answer),
+            transient=self._transient,
         )
         if error is not None:
             raise error
@@ -285,9 +308,9 @@ def _correlate(headers: httpx.Headers) -> None:
         headers["traceparent"] = (place.child() if place else telemetry.Trace.begin()).header
 
 
-def _with_token(request: httpx.Request, token: SecretStr) -> httpx.Request:
+def _with_token(request: httpx.Request, scheme: str, token: SecretStr) -> httpx.Request:
     headers = httpx.Headers(request.headers)
-    headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+    headers["Authorization"] = f"{scheme} {token.get_secret_value()}"
     return httpx.Request(
         request.method, request.url, headers=headers, content=request.content, extensions=request.extensions
     )

@@ -3,12 +3,14 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 
 import pytest
 from pydantic import SecretStr
 
 from app.resilience import BreakerOpen, BreakerState, ServiceBreaker
-from app.resilience.auth import ClientCredentials
+from app.resilience.auth import ClientCredentials, Grant
 from app.resilience.errors import (
     AuthError,
     PermanentError,
@@ -20,9 +22,9 @@ from tests.resilience.misbehaving import Misbehaving, answer, misbehaving, slowl
 SECRET = "very-secret-value"
 
 
-def login(server: Misbehaving, make: Make) -> ClientCredentials:
+def login(server: Misbehaving, make: Make, clock: Callable[[], float] = time.monotonic) -> ClientCredentials:
     client = make(server, base_url="")
-    return ClientCredentials(client, "intune", f"{server.url}/token", "me", SecretStr(SECRET), "all")
+    return ClientCredentials(client, "intune", Grant(f"{server.url}/token", "me", SecretStr(SECRET)), clock)
 
 
 def token(value: str, lifetime: int = 3600) -> object:
@@ -65,8 +67,7 @@ async def test_callers_wait_for_one_first_token(make: Make) -> None:
 async def test_a_token_is_renewed_before_it_ends(make: Make) -> None:
     now = 0.0
     async with misbehaving(token("a", 100), token("b", 100)) as issuer:  # type: ignore[arg-type]
-        credentials = login(issuer, make)
-        credentials.clock = lambda: now
+        credentials = login(issuer, make, clock=lambda: now)
         first = await credentials.token()
         now = 79.0
         assert await credentials.token() is first

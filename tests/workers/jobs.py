@@ -114,6 +114,8 @@ async def calls_out(job: Job) -> Outcome:
 class Tokens:
     """A source of tokens that is always well."""
 
+    scheme = "Bearer"
+
     def __init__(self) -> None:
         self.given = 0
 

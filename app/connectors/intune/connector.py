@@ -30,13 +30,14 @@ from app.connectors.contract import (
     Verified,
 )
 from app.connectors.intune import wire
-from app.connectors.intune.graph import SERVICE, Graph, Headers, describe, effect_headers
+from app.connectors.intune.graph import SERVICE, describe, effect_headers, graph
 from app.connectors.intune.upload import Pace, Upload
+from app.connectors.rest import Headers
 from app.connectors.services import Services
 from app.connectors.sources import Sources
 from app.resilience import TRANSIENT_RETRY, ResilientClient, Safety
-from app.resilience.auth import ClientCredentials
-from app.resilience.errors import AmbiguousError, ConflictError, NotThere, PermanentError
+from app.resilience.auth import ClientCredentials, Grant
+from app.resilience.errors import ConflictError, NotThere, PermanentError
 
 Json = dict[str, Any]
 
@@ -92,14 +93,8 @@ class Intune(AbsentParts):
         self.base_url = settings.base_url
         self._settings = settings
         self._login = services.client("entra_id", profile=TRANSIENT_RETRY)
-        token = ClientCredentials(
-            self._login,
-            SERVICE,
-            settings.token_url,
-            settings.client_id,
-            settings.client_secret,
-            settings.scope,
-        )
+        grant = Grant(settings.token_url, settings.client_id, settings.client_secret, settings.scope)
+        token = ClientCredentials(self._login, SERVICE, grant)
         self._http = services.client(
             SERVICE,
             base_url=settings.base_url,
@@ -109,7 +104,7 @@ class Intune(AbsentParts):
         )
         blocks = replace(services.profile, attempt_timeout=BLOCK_TIMEOUT, total=2 * BLOCK_TIMEOUT)
         self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency, profile=blocks)
-        self._graph = Graph(self._http)
+        self._graph = graph(self._http)
         self._sources = Sources(services.download_client, services.spool, services.files)
 
     async def aclose(self) -> None:
@@ -146,9 +141,7 @@ class Intune(AbsentParts):
             return str(found["id"])
         created = await self._graph.post(MOBILE_APPS, wire.app_body(app), headers=headers)
         if not created.get("id"):
-            raise AmbiguousError(
-                "Graph created an application and did not say which", service=SERVICE, status=201
-            )
+            raise self._graph.lost("an application")
         return str(created["id"])
 
     async def _find_ours(self, app: App, headers: Headers) -> Json | None:
@@ -158,11 +151,7 @@ class Intune(AbsentParts):
 
     async def _named(self, name: str, headers: Headers | None = None) -> list[Json]:
         params = {"$filter": f"displayName eq '{wire.escape(name)}'"}
-        return [
-            found
-            async for page in self._graph.pages(MOBILE_APPS, params=params, headers=headers)
-            for found in page
-        ]
+        return await self._graph.every(MOBILE_APPS, params=params, headers=headers)
 
     def upload(
         self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
@@ -240,14 +229,12 @@ class Intune(AbsentParts):
                 raise
             return again
         if not made.get("id"):
-            raise AmbiguousError(
-                "Graph created an assignment and did not say which", service=SERVICE, status=201
-            )
+            raise self._graph.lost("an assignment")
         return str(made["id"])
 
     async def _on_group(self, app_id: str, target: Target, headers: Headers | None = None) -> list[Json]:
-        pages = self._graph.pages(_assignments(app_id), headers=headers)
-        return [found async for page in pages for found in page if wire.is_on_group(found, target.ref)]
+        every = await self._graph.every(_assignments(app_id), headers=headers)
+        return [found for found in every if wire.is_on_group(found, target.ref)]
 
     async def _with_intent(self, app_id: str, target: Target, intent: str, headers: Headers) -> str | None:
         on_group = await self._on_group(app_id, target, headers)

@@ -20,7 +20,8 @@ from urllib.parse import quote
 from app.connectors.contract import App, UploadProgress
 from app.connectors.intune import wire
 from app.connectors.intune.content import Content, Keys, content_path, make_content, open_content
-from app.connectors.intune.graph import SERVICE, Graph, Headers, effect_headers
+from app.connectors.intune.graph import SERVICE, effect_headers
+from app.connectors.rest import Headers, Rest
 from app.connectors.sources import Sources, make_private, paced, sweep
 from app.resilience import ResilientClient, Safety
 from app.resilience.errors import LocalSaturation, PolicyError, TransientError
@@ -79,7 +80,7 @@ class Upload:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Rest,
         storage: ResilientClient,
         sources: Sources,
         pace: Pace,
