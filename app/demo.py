@@ -168,14 +168,13 @@ async def witness(client: Client, sandbox: str, story: Story) -> list[str]:
 
 async def handled(sandbox: str, deployment: Json) -> list[Json]:
     """The devices of the fleet that ever did something with the deployment's application."""
-    app_ids = {lane["external_id"] for lane in deployment["lanes"] if lane["external_id"]}
-    devices: list[Json] = []
+    version = deployment["app_version"]
     async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
-        for app_id in app_ids:
-            answer = await http.get(f"{sandbox}/devices", params={"app": app_id})
-            devices += [device for device in answer.raise_for_status().json()["items"] if device["history"]]
+        asked = {"product": deployment["app_name"], "version": version}
+        answer = await http.get(f"{sandbox}/devices", params=asked)
+    devices: list[Json] = answer.raise_for_status().json()["items"]
     for device in devices:
-        device["installed"] = [has for has in device["installed"] if has["app_id"] in app_ids]
+        device["installed"] = [has for has in device["installed"] if has["version"] == version]
     return devices
 
 

@@ -5,119 +5,31 @@ Nothing runs: what a device has is worked out, whenever somebody asks, from the 
 so far and the time that has passed. A check-in happens some seconds after each change that concerns a device.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
-from functools import lru_cache
-from typing import Annotated, Literal, Self
+from typing import Literal
 from zlib import crc32
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
 from sandbox.journal import Document, Table
+from sandbox.plan import (
+    RINGS,
+    Device,
+    Fate,
+    FleetDocument,
+    Plan,
+    Ring,
+    Software,
+    cannot_remove,
+    default_plan,
+    dump_plan,
+    fate_of,
+    load_plan,
+    merged,
+)
 
-Ring = Literal["LAB", "CANARY", "PILOT", "DEPARTMENT", "GLOBAL"]
-RINGS: tuple[Ring, ...] = ("LAB", "CANARY", "PILOT", "DEPARTMENT", "GLOBAL")
-DEFAULT_DEVICES: dict[Ring, int] = {"LAB": 10, "CANARY": 80, "PILOT": 160, "DEPARTMENT": 350, "GLOBAL": 600}
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Clock = Callable[[], float]
-
-
-class Fate(StrEnum):
-    """What the plan has in store for one device and one application."""
-
-    WELL = "well"
-    FAIL = "fail"
-    OFFLINE = "offline"
-
-
-class Odds(BaseModel):
-    """Which share of a ring's devices fails to install, never checks in, or fails to uninstall."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    fail: Fraction = 0.0
-    offline: Fraction = 0.0
-    remove_fail: Fraction = 0.0
-
-    @model_validator(mode="after")
-    def at_most_all(self) -> Self:
-        """A device has one fate."""
-        if self.fail + self.offline > 1 + 1e-9:
-            raise ValueError("fail and offline together are more than all devices")
-        return self
-
-
-class RingPlan(Odds):
-    """One ring. ``devices`` left out keeps their number; ``delay`` is the range of seconds until a check-in.
-
-    What ``GET`` answers may be put back: ``kind`` and ``ref`` are accepted and not looked at.
-    """
-
-    devices: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    delay: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 3.0)
-    kind: str | None = Field(default=None, exclude=True)
-    ref: str | None = Field(default=None, exclude=True)
-
-    @model_validator(mode="after")
-    def delay_in_order(self) -> Self:
-        """The shortest delay comes first."""
-        if self.delay[0] > self.delay[1]:
-            raise ValueError("delay is [shortest, longest]")
-        return self
-
-
-class FleetDocument(BaseModel):
-    """A plan. What is left out at the top level stays as it is; ``apps`` overrules rings by product."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    rings: dict[Ring, RingPlan] = Field(default_factory=dict)
-    apps: dict[str, dict[Ring, Odds]] | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The plan in force since ``at``."""
-
-    at: float
-    seed: int
-    rings: Mapping[Ring, RingPlan]
-    apps: Mapping[str, Mapping[Ring, Odds]]
-
-    def devices(self, ring: Ring) -> int:
-        """How many devices the ring has."""
-        return self.rings[ring].devices or 0
-
-    def odds(self, ring: Ring, software: "Software") -> Odds:
-        """The odds for one application in one ring."""
-        return self.apps.get(software.product, {}).get(ring, self.rings[ring])
-
-
-@dataclass(frozen=True)
-class Software:
-    """One version of a product. A device has at most one version of a product at a time."""
-
-    app_id: str
-    product: str
-    version: str
-
-
-@dataclass(frozen=True)
-class Device:
-    """One device of a ring, by its place in it."""
-
-    ring: Ring
-    index: int
-
-    @property
-    def name(self) -> str:
-        """The computer's name, at most 15 characters as Windows wants it."""
-        return f"{self.ring[:4]}-{self.index + 1:06d}"
 
 
 Intent = Literal["install", "uninstall"]
@@ -146,6 +58,7 @@ class Step:
     app_id: str
     action: Literal["install", "uninstall", "fail"]
     at: float
+    version: str = ""
 
 
 @dataclass
@@ -165,20 +78,20 @@ class Life:
             self.installed = software
             self.proven.add(software.app_id)
             self.failed.discard(software.app_id)
-            self.steps.append(Step(software.app_id, "install", at))
+            self.steps.append(Step(software.app_id, "install", at, software.version))
         elif software.app_id not in self.failed:
             self.failed.add(software.app_id)
-            self.steps.append(Step(software.app_id, "fail", at))
+            self.steps.append(Step(software.app_id, "fail", at, software.version))
 
     def uninstall(self, software: Software, at: float, *, fails: bool) -> None:
         """Try to uninstall what is there."""
         if not fails:
             self.installed = None
             self.stuck.discard(software.app_id)
-            self.steps.append(Step(software.app_id, "uninstall", at))
+            self.steps.append(Step(software.app_id, "uninstall", at, software.version))
         elif software.app_id not in self.stuck:
             self.stuck.add(software.app_id)
-            self.steps.append(Step(software.app_id, "fail", at))
+            self.steps.append(Step(software.app_id, "fail", at, software.version))
 
 
 @dataclass(frozen=True)
@@ -231,6 +144,23 @@ class Fleet:
                 key = f"{len(self._orders_table):08d}"
                 self._store(Order(key, software, ring, intent, start=now))
 
+    def begin(self, software: Software, ring: Ring, intent: Intent, *, seconds: float) -> Order:
+        """An order that is over after some seconds, as a job is; standing orders are not touched."""
+        now, key = self._clock(), f"{len(self._orders_table):08d}"
+        order = Order(key, software, ring, intent, start=now, end=now + seconds)
+        self._store(order)
+        return order
+
+    def stop(self, order_id: str) -> None:
+        """End an order now, if it still holds; devices that have not begun do not begin."""
+        now, order = self._clock(), load_order(self._orders_table[order_id])
+        if order.end is None or order.end > now:
+            self._withdraw(order, now)
+
+    def longest_delay(self, ring: Ring) -> float:
+        """Seconds after which every device of a ring that is not away has checked in."""
+        return self.plan.rings[ring].delay[1] * self._scale
+
     def standing(self, app_id: str) -> dict[Ring, Order]:
         """The orders in force for an application, in the order of the rings."""
         orders = self._standing.get(app_id, {})
@@ -245,9 +175,11 @@ class Fleet:
         plan = self.plan
         return fate_of(plan, plan.rings[device.ring], device) is Fate.OFFLINE
 
-    def lives(self, product: str, ring: Ring, devices: Sequence[Device]) -> Iterator[Life]:
-        """What became of a product on devices of one ring, up to now."""
-        now = self._clock()
+    def lives(
+        self, product: str, ring: Ring, devices: Sequence[Device], *, until: float | None = None
+    ) -> Iterator[Life]:
+        """What became of a product on devices of one ring, up to some moment, now by default."""
+        now = self._clock() if until is None else min(until, self._clock())
         orders = self._orders.get((product, ring), [])
         moments = [moment for moment in self._moments(orders) if moment.at <= now]
         instants = [plan.at for plan in self._plans]
@@ -279,7 +211,7 @@ class Fleet:
     def _withdraw(self, order: Order, now: float) -> None:
         siblings = self._orders[order.software.product, order.ring]
         siblings.remove(order)
-        del self._standing[order.software.app_id][order.ring]
+        self._standing[order.software.app_id].pop(order.ring, None)
         self._store(replace(order, end=now))
 
     def _store(self, order: Order) -> None:
@@ -309,74 +241,6 @@ def check_in(life: Life, device: Device, plan: Plan, orders: Sequence[Order], at
     if wanted and (life.installed is None or life.installed.app_id != wanted.software.app_id):
         odds = plan.odds(device.ring, wanted.software)
         life.install(wanted.software, at, fails=fate_of(plan, odds, device) is Fate.FAIL)
-
-
-def fate_of(plan: Plan, odds: Odds, device: Device) -> Fate:
-    """A device's fate: the seed ranks the devices; the first fail, the next stay away, exactly by count."""
-    if not (odds.fail or odds.offline):
-        return Fate.WELL
-    count = plan.devices(device.ring)
-    rank = ranks(plan.seed, device.ring, count)[device.index]
-    failing = share(odds.fail, count)
-    if rank < failing:
-        return Fate.FAIL
-    return Fate.OFFLINE if rank < min(count, failing + share(odds.offline, count)) else Fate.WELL
-
-
-def cannot_remove(plan: Plan, odds: Odds, device: Device) -> bool:
-    """Whether an uninstall fails: counted from the far end of the ranking, where devices do install."""
-    if not odds.remove_fail:
-        return False
-    count = plan.devices(device.ring)
-    rank = ranks(plan.seed, device.ring, count)[device.index]
-    return rank >= count - share(odds.remove_fail, count)
-
-
-def share(fraction: float, count: int) -> int:
-    """That fraction of a count, rounded half up."""
-    return int(fraction * count + 0.5 + 1e-9)
-
-
-@lru_cache(maxsize=64)
-def ranks(seed: int, ring: Ring, count: int) -> Sequence[int]:
-    """Each device's place in the seeded order of its ring; index by the device's index."""
-    places = [0] * count
-    for rank, index in enumerate(sorted(range(count), key=lambda index: lot(seed, ring, index))):
-        places[index] = rank
-    return places
-
-
-def lot(seed: int, ring: Ring, index: int) -> bytes:
-    """What a device drew."""
-    return hashlib.blake2b(f"{seed}/{ring}/{index}".encode(), digest_size=8).digest()
-
-
-def default_plan() -> Plan:
-    """Every device checks in and succeeds within a few seconds."""
-    return Plan(0.0, 7, {ring: RingPlan(devices=count) for ring, count in DEFAULT_DEVICES.items()}, {})
-
-
-def merged(plan: Plan, document: FleetDocument, *, at: float) -> Plan:
-    """The plan after a document was put."""
-    rings = dict(plan.rings)
-    for ring, ring_plan in document.rings.items():
-        devices = plan.devices(ring) if ring_plan.devices is None else ring_plan.devices
-        rings[ring] = ring_plan.model_copy(update={"devices": devices})
-    seed = plan.seed if document.seed is None else document.seed
-    return Plan(at, seed, rings, plan.apps if document.apps is None else document.apps)
-
-
-def dump_plan(plan: Plan) -> Document:
-    """A plan as JSON."""
-    rings = {ring: ring_plan.model_dump(mode="json") for ring, ring_plan in plan.rings.items()}
-    apps = {name: {ring: odds.model_dump() for ring, odds in own.items()} for name, own in plan.apps.items()}
-    return {"at": plan.at, "seed": plan.seed, "rings": rings, "apps": apps}
-
-
-def load_plan(document: Document) -> Plan:
-    """A plan from JSON."""
-    known = FleetDocument.model_validate({key: document[key] for key in ("seed", "rings", "apps")})
-    return Plan(document["at"], document["seed"], known.rings, known.apps or {})
 
 
 def load_order(document: Document) -> Order:

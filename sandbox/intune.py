@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sandbox
 from sandbox import intune_batch
-from sandbox.fleet import Device, Ring
 from sandbox.graph import CODES, GraphError, as_graph_error, error_response
 from sandbox.intune_apps import Apps
 from sandbox.intune_assignments import Assignments
@@ -28,6 +27,7 @@ from sandbox.intune_blob import Blobs
 from sandbox.intune_content import Contents
 from sandbox.intune_directory import TENANT_ID, Directory, device_id, group_id
 from sandbox.intune_reports import Reports
+from sandbox.plan import Device, Ring
 from sandbox.plane import Plane
 from sandbox.witness import MUTATING, instant
 
@@ -84,10 +84,6 @@ class Intune:
             for table, kind in OBJECT_TABLES.items()
             for key, row in self._plane.table(table).items()
         ]
-
-    def product_of(self, app_id: str) -> str | None:
-        """The product of an app."""
-        return self._apps.product_of(app_id)
 
     def _assembled(self) -> ASGIApp:
         reports = Reports(self._plane)

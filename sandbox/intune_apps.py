@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sandbox.fleet import Software
 from sandbox.graph import (
     Document,
     GraphError,
@@ -25,6 +24,7 @@ from sandbox.graph import (
     select,
 )
 from sandbox.journal import Table
+from sandbox.plan import Software
 from sandbox.plane import Plane
 from sandbox.witness import instant
 
@@ -191,7 +191,6 @@ class Apps:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self.table: Table = plane.table("apps")
-        self._known: Table = plane.table("software")
 
     def routes(self) -> list[Route]:
         """The routes of this noun."""
@@ -214,17 +213,9 @@ class Apps:
             return "notPublished"
         return "processing" if self._plane.clock() < app["published_at"] else "published"
 
-    def product_of(self, app_id: str) -> str | None:
-        """The product of an app that exists or once was assigned."""
-        known = self._known.get(app_id)
-        return None if known is None else str(known["product"])
-
     def software(self, app: Document) -> Software:
-        """What the fleet knows of an app; remembered for the time after the app is deleted."""
-        product = app["body"]["displayName"]
-        software = Software(app["id"], product, version_of(app["body"]))
-        self._known.put(app["id"], {"product": product})
-        return software
+        """What the fleet knows of an app."""
+        return Software(app["id"], app["body"]["displayName"], version_of(app["body"]))
 
     def shown(self, app: Document) -> Document:
         """An app as Graph answers it."""

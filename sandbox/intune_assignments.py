@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sandbox.fleet import RINGS, Intent, Ring
+from sandbox.fleet import Intent
 from sandbox.graph import (
     Document,
     GraphError,
@@ -22,6 +22,7 @@ from sandbox.graph import (
 )
 from sandbox.intune_apps import APPS, Apps
 from sandbox.intune_directory import ring_of_group
+from sandbox.plan import RINGS, Ring
 from sandbox.plane import Plane
 
 ASSIGNMENTS = APPS + "/{app_id}/assignments"

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sandbox.fleet import RINGS, Device, Ring, Software
 from sandbox.graph import (
     Document,
     GraphResponse,
@@ -20,6 +19,7 @@ from sandbox.graph import (
     options,
     select,
 )
+from sandbox.plan import RINGS, Device, Ring, Software
 from sandbox.plane import Plane
 from sandbox.witness import instant
 

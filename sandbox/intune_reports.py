@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sandbox.fleet import Device, Life, Order
+from sandbox.fleet import Life, Order
 from sandbox.graph import GraphError, GraphModel, read
 from sandbox.intune_directory import device_id, user_principal_name
+from sandbox.plan import Device
 from sandbox.plane import Plane
 from sandbox.witness import instant
 

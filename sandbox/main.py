@@ -17,12 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
+from sandbox.ansible import Ansible
 from sandbox.connections import BreakableProtocol
 from sandbox.intune import Intune
 from sandbox.journal import Journal
 from sandbox.plane import MakeVendor, Plane, PlaneApp
 
-PLANES: dict[str, MakeVendor] = {"intune": Intune}
+PLANES: dict[str, MakeVendor] = {"intune": Intune, "ansible": Ansible}
 FLUSH_SECONDS = 0.2
 KEEP_ALIVE_SECONDS = 75  # longer than any client keeps one, so that no connection ends under a request
 

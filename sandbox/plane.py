@@ -16,8 +16,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.faults import FaultDocument, Faults, play
-from sandbox.fleet import RINGS, Clock, Device, Fleet, FleetDocument, Life, Ring
+from sandbox.fleet import Clock, Fleet, Life
 from sandbox.journal import Journal, Table
+from sandbox.plan import RINGS, Device, FleetDocument, Ring
 from sandbox.witness import Witness, exchange_of, instant, mark_applied
 
 
@@ -71,10 +72,6 @@ class Vendor(Protocol):
 
     def objects(self) -> list[dict[str, Any]]:
         """Every object a client made: type, id and effect_key."""
-        ...
-
-    def product_of(self, app_id: str) -> str | None:
-        """The product an application is a version of; None where the plane never knew the application."""
         ...
 
 
@@ -167,16 +164,18 @@ class PlaneApp:
         return JSONResponse(self._vendor.objects())
 
     async def _read_devices(self, request: Request) -> Response:
-        """Devices on which something happened; with ``app``, to that application, and its product only."""
-        app_id = request.query_params.get("app")
-        product = None if app_id is None else self._vendor.product_of(app_id)
-        if app_id is not None and product is None:
-            return JSONResponse({"items": []})
+        """Devices on which something happened; with ``app``, or ``product`` and ``version``, to that only."""
+        given = request.query_params
+        product, version, app_id = given.get("product"), given.get("version"), given.get("app")
         items = [
             self._device(device, lives)
             for ring in RINGS
             for device, lives in self._lives(ring, product)
-            if any(step.app_id == app_id or app_id is None for life in lives for step in life.steps)
+            if any(
+                version in {None, step.version} and app_id in {None, step.app_id}
+                for life in lives
+                for step in life.steps
+            )
         ]
         return JSONResponse({"items": items})
 
@@ -196,7 +195,13 @@ class PlaneApp:
             "ring": device.ring,
             "installed": [{"app_id": software.app_id, "version": software.version} for software in installed],
             "history": [
-                {"app_id": step.app_id, "action": step.action, "at": instant(step.at)} for step in steps
+                {
+                    "app_id": step.app_id,
+                    "version": step.version,
+                    "action": step.action,
+                    "at": instant(step.at),
+                }
+                for step in steps
             ],
         }
 

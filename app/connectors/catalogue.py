@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from app.connectors.ansible import Ansible
 from app.connectors.contract import Connector, Manifest, Plane
 from app.connectors.intune import Intune
 from app.connectors.services import Services
@@ -27,7 +28,7 @@ class OpenConnector(Connector, Protocol):
         ...
 
 
-VENDORS: tuple[type[OpenConnector], ...] = (Intune,)
+VENDORS: tuple[type[OpenConnector], ...] = (Intune, Ansible)
 BY_PLANE: Mapping[Plane, type[OpenConnector]] = MappingProxyType(
     {vendor.manifest.plane: vendor for vendor in VENDORS}
 )
@@ -99,6 +100,11 @@ def sandbox_settings(plane: Plane, sandbox_url: str) -> Mapping[str, str]:
             "token_url": f"{base}/oauth2/v2.0/token",
             "client_id": SANDBOX_CLIENT_ID,
             "client_secret": SANDBOX_CLIENT_SECRET,
+            "poll_interval": "0.1",
+        },
+        Plane.ANSIBLE: {
+            "base_url": f"{base}/api/v2",
+            "token": SANDBOX_CLIENT_SECRET,
             "poll_interval": "0.1",
         },
     }

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of every plane of the catalogue, against its sandbox. A new plane adds one ``Sample``."""
+"""What is asked of every plane of the catalogue, against its sandbox over a real socket."""
 
 import asyncio
+import gc
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,16 @@ from typing import Any
 import pytest
 
 from app.connectors.catalogue import BY_PLANE, MANIFESTS, OpenConnector, build, sandbox_settings
-from app.connectors.contract import Action, App, Plane, Target
+from app.connectors.contract import (
+    Action,
+    App,
+    Assignment,
+    Capability,
+    DeviceReport,
+    InstallState,
+    Member,
+    Plane,
+)
 from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.resilience import RetryProfile
@@ -29,33 +40,12 @@ from app.resilience.errors import (
     TransientError,
 )
 from tests.connectors.conftest import MakeApp, Sandbox, assignment
+from tests.connectors.samples import SAMPLES, Sample
 from tests.waiting import eventually
 
 QUICK = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=0.5, total=5.0)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the suite must know of a plane: a credential to spoil, its login, its API, what a create makes."""
-
-    credential: str
-    login: str
-    api: str
-    create: tuple[str, str]
-    kind: str
-    target: Callable[[Sandbox], Target]
-
-
-SAMPLES = {
-    Plane.INTUNE: Sample(
-        credential="client_secret",
-        login="/oauth2/*",
-        api="/device*",
-        create=("POST", "/deviceAppManagement/mobileApps"),
-        kind="mobileApp",
-        target=lambda sandbox: sandbox.group(),
-    ),
-}
+PATIENT = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=5.0, total=20.0)
+SECRET, WRONG = "sandbox-secret", "sandbox-secret-of-yesterday"
 
 
 @pytest.fixture(params=BY_PLANE, ids=str)
@@ -68,6 +58,11 @@ def sample(plane: Plane) -> Sample:
     return SAMPLES[plane]
 
 
+@pytest.fixture
+def app(sample: Sample, make_app: MakeApp) -> App:
+    return make_app(package=sample.package)
+
+
 Connect = Callable[..., OpenConnector]
 
 
@@ -75,9 +70,11 @@ Connect = Callable[..., OpenConnector]
 async def connect(plane: Plane, sandbox: Sandbox, tmp_path: Path, files: Path) -> AsyncIterator[Connect]:
     made: list[OpenConnector] = []
 
-    def connecting(**settings: str) -> OpenConnector:
-        services = Services(spool=tmp_path / "spool", files=FileRules(allowed_roots=(files,)), profile=QUICK)
-        made.append(build(plane, {**sandbox_settings(plane, sandbox.url), **settings}, services))
+    def connecting(*, profile: RetryProfile = QUICK, **settings: str) -> OpenConnector:
+        spool, rules = tmp_path / f"spool-{len(made)}", FileRules(allowed_roots=(files,))
+        services = Services(spool=spool, files=rules, profile=profile)
+        told = {**sandbox_settings(plane, sandbox.url), "poll_interval": "0.02"}
+        made.append(build(plane, {**told, **settings}, services))
         return made[-1]
 
     yield connecting
@@ -93,6 +90,29 @@ async def publish_whole(connector: OpenConnector, app: App) -> str:
     return external_id
 
 
+async def ready(connector: OpenConnector, app: App, sandbox: Sandbox) -> Assignment:
+    """Published, and about to be assigned to CANARY."""
+    given = assignment(app, await publish_whole(connector, app), sandbox.group())
+    return replace(given, baseline=await connector.baseline(given))
+
+
+async def carried_out(connector: OpenConnector, given: Assignment, action: Action) -> Assignment:
+    """The assignment under the key of a change, after it."""
+    given = replace(given, key=given.key_of(action))
+    if action is Action.UNASSIGN:
+        await connector.unassign(given)
+        return given
+    given = replace(given, baseline=await connector.baseline(given))
+    made_id = await (connector.assign if action is Action.ASSIGN else connector.remove)(given)
+    return replace(given, made_id=made_id)
+
+
+async def states(connector: OpenConnector, action: Action, given: Assignment) -> dict[str, InstallState]:
+    """What each device says, by its id."""
+    pages = connector.status(action, given)
+    return {report.device_id: report.state async for page in pages for report in page}
+
+
 def test_the_manifest_tells_what_the_plane_can_do_and_who_says_so(plane: Plane) -> None:
     manifest = MANIFESTS[plane]
 
@@ -101,6 +121,8 @@ def test_the_manifest_tells_what_the_plane_can_do_and_who_says_so(plane: Plane) 
     assert manifest.target_kinds
     assert manifest.sources
     assert manifest.max_concurrency > 0
+    assert manifest.capabilities | manifest.cannot.keys() == set(Capability)
+    assert all(manifest.cannot.values())
 
 
 async def test_check_tells_bad_credentials_from_an_outage(
@@ -109,92 +131,149 @@ async def test_check_tells_bad_credentials_from_an_outage(
     assert (await connect().check()).detail
     with pytest.raises(AuthError):
         await connect(**{sample.credential: "wrong"}).check()
-    sandbox.faults({"path": sample.login, "status": 503})
+    sandbox.faults({"path": sample.login or sample.api, "status": 503})
     with pytest.raises(TransientError):
         await connect().check()
 
 
 async def test_two_runs_of_one_effect_make_one_object(
-    connect: Connect, sample: Sample, sandbox: Sandbox, make_app: MakeApp
+    connect: Connect, sample: Sample, sandbox: Sandbox, app: App
 ) -> None:
-    app = make_app()
+    given = await ready(connect(), app, sandbox)
 
-    assert await connect().publish(app) == await connect().publish(app)
+    assert await connect().publish(app) == await connect().publish(app) == given.external_id
+    if MANIFESTS[sandbox.plane].can(Capability.MARKER):
+        assert await connect().assign(given) == await connect().assign(given)
 
-    assert [item["effect_key"] for item in sandbox.objects(sample.kind)] == [app.key]
+    for step, key in (("publish", app.key), ("assign", given.key)):
+        if step in sample.makes and MANIFESTS[sandbox.plane].can(Capability.MARKER):
+            made = [item["effect_key"] for item in sandbox.objects(sample.makes[step][2])]
+            assert made.count(key) == 1
 
 
 async def test_a_lost_answer_makes_no_second_object(
-    connect: Connect, sample: Sample, sandbox: Sandbox, make_app: MakeApp
+    connect: Connect, sample: Sample, sandbox: Sandbox, app: App
 ) -> None:
-    app, connector = make_app(), connect()
-    method, path = sample.create
-    sandbox.faults({"method": method, "path": path, "after": True, "reset": True})
-    with pytest.raises(AmbiguousError):
-        await connector.publish(app)
-    sandbox.faults()
-
-    verified = await connector.verify(Action.PUBLISH, app, None)
-
-    assert verified.holds
-    assert await connector.publish(app) == verified.external_id
-    assert len(sandbox.objects(sample.kind)) == 1
-
-
-async def test_what_was_put_on_a_target_is_taken_back(
-    connect: Connect, sample: Sample, sandbox: Sandbox, make_app: MakeApp
-) -> None:
-    app, connector = make_app(), connect()
-    given = assignment(app, await publish_whole(connector, app), sample.target(sandbox))
-
-    held = []
-    for change in (connector.assign, connector.remove, connector.unassign):
-        await change(given)
-        asked = [
-            await connector.verify(action, app, given)
-            for action in (Action.ASSIGN, Action.REMOVE, Action.UNASSIGN)
-        ]
-        held.append([verified.holds for verified in asked])
-
-    assert held == [[True, False, False], [False, True, False], [False, False, True]]
-
-
-async def test_devices_and_their_states_come_in_pages(
-    connect: Connect, sample: Sample, sandbox: Sandbox, make_app: MakeApp
-) -> None:
-    sandbox.control("PUT", "fleet", {"seed": 7, "rings": {"CANARY": {"devices": 2500}}})
     connector = connect()
-    app = make_app()
-    given = assignment(app, await publish_whole(connector, app), sample.target(sandbox))
-    given = replace(given, made_id=await connector.assign(given))
 
-    members = [len(page) async for page in connector.members(sample.target(sandbox))]
-    reports = [len(page) async for page in connector.status(Action.ASSIGN, given)]
+    async def lose(step: str, send: Callable[[], Any]) -> None:
+        method, path, _ = sample.makes[step]
+        sandbox.faults({"method": method, "path": path, "after": True, "reset": True})
+        with pytest.raises(AmbiguousError):
+            await send()
+        sandbox.faults()
 
-    assert (sum(members), sum(reports)) == (2500, 2500)
-    assert max(members + reports) <= 1000
+    if "publish" in sample.makes:
+        await lose("publish", lambda: connector.publish(app))
+        there = await connector.verify(Action.PUBLISH, app, None)
+        assert there.holds
+        assert await connector.publish(app) == there.external_id
+        assert len(sandbox.objects(sample.makes["publish"][2])) == 1
+    given = await ready(connector, app, sandbox)
+    assert not (await connector.verify(Action.ASSIGN, app, given)).holds
+    await lose("assign", lambda: connector.assign(given))
+    there = await connector.verify(Action.ASSIGN, app, given)
+
+    assert there.holds
+    assert there.external_id
+    assert len([item for item in sandbox.objects(sample.makes["assign"][2]) if item["effect_key"]]) == 1
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        ({"status": 401}, AuthError),
-        ({"status": 403}, PolicyError),
-        ({"status": 404}, NotThere),
-        ({"status": 409}, ConflictError),
-        ({"status": 422}, PermanentError),
-        ({"status": 500}, TransientError),
-        ({"status": 502}, TransientError),
-        ({"status": 429, "headers": {"Retry-After": "600"}}, Throttled),
-        ({"status": 503, "headers": {"Retry-After": "600"}}, Throttled),
-        ({"latency": 0.8}, AttemptTimeout),
-        ({"reset": True}, TransientError),
-        ({"half_body": True}, TransientError),
-        ({"status": 200, "body": "<html>hello</html>"}, PermanentError),
-        ({"status": 200, "body": ""}, PermanentError),
-    ],
-    ids=str,
-)
+async def test_what_was_put_on_a_target_is_taken_back_and_nothing_else(
+    connect: Connect, sample: Sample, sandbox: Sandbox, app: App
+) -> None:
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"delay": [0.0, 1.0]}}})
+    connector, look = connect(), sample.stranger(sandbox)
+    theirs = [item for item in sandbox.control("GET", "objects") if not item["effect_key"]]
+    before, given = look(), await ready(connector, app, sandbox)
+
+    installed = await carried_out(connector, given, Action.ASSIGN)
+    assert (await connector.verify(Action.ASSIGN, app, installed)).holds
+    sandbox.advance(10)
+    assert set((await states(connector, Action.ASSIGN, installed)).values()) == {InstallState.INSTALLED}
+    touched = sandbox.devices(app)
+    removed = await carried_out(connector, given, Action.REMOVE)
+    assert (await connector.verify(Action.REMOVE, app, removed)).holds
+    sandbox.advance(10)
+    assert set((await states(connector, Action.REMOVE, removed)).values()) == {InstallState.NOT_INSTALLED}
+    taken_back = await carried_out(connector, given, Action.UNASSIGN)
+    assert (await connector.verify(Action.UNASSIGN, app, taken_back)).holds
+
+    left = sandbox.control("GET", "objects")
+    assert {device["ring"] for device in touched} == {"CANARY"}
+    assert not [device for device in sandbox.devices(app) if device["installed"]]
+    assert not [item for item in left if item["type"] in sample.stands and item["effect_key"]]
+    assert [item for item in left if not item["effect_key"]] == theirs
+    assert look() == before
+
+
+async def test_failing_and_absent_devices_are_told_apart(
+    connect: Connect, sandbox: Sandbox, app: App
+) -> None:
+    plan = {"devices": 100, "fail": 0.2, "offline": 0.1, "delay": [0.0, 1.0]}
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": plan}})
+    connector = connect()
+    installed = await carried_out(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+
+    reports = [report async for page in connector.status(Action.ASSIGN, installed) for report in page]
+    told = [report.state for report in reports]
+
+    assert (told.count(InstallState.INSTALLED), told.count(InstallState.FAILED)) == (70, 20)
+    assert all(report.detail for report in reports if report.state is InstallState.FAILED)
+    members = [member.device_id async for page in connector.members(sandbox.group()) for member in page]
+    assert {report.device_id for report in reports} <= set(members)
+    assert len(members) == 100
+
+
+async def test_ten_thousand_devices_come_in_pages(
+    connect: Connect, sample: Sample, sandbox: Sandbox, app: App
+) -> None:
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 10_000, "delay": [0.0, 1.0]}}})
+    connector = connect(profile=PATIENT)
+    installed = await carried_out(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+
+    asked: list[tuple[AsyncIterator[Sequence[Member | DeviceReport]], type]] = [
+        (connector.members(sandbox.group()), Member),
+        (connector.status(Action.ASSIGN, installed), DeviceReport),
+    ]
+    for pages, kind in asked:
+        seen, most = 0, 0
+        async for page in pages:
+            seen, most = seen + len(page), max(most, living(kind))
+        assert seen == 10_000
+        assert most <= 2 * sample.page
+
+
+def living(kind: type) -> int:
+    return sum(type(item) is kind for item in gc.get_objects())
+
+
+FAULTS: list[tuple[dict[str, Any], type[CallError]]] = [
+    ({"status": 401}, AuthError),
+    ({"status": 403}, PolicyError),
+    ({"status": 404}, NotThere),
+    ({"status": 409}, ConflictError),
+    ({"status": 422}, PermanentError),
+    ({"status": 423}, PermanentError),
+    ({"status": 500}, TransientError),
+    ({"status": 502}, TransientError),
+    ({"status": 504}, TransientError),
+    ({"status": 429, "headers": {"Retry-After": "600"}}, Throttled),
+    ({"status": 503, "headers": {"Retry-After": "600"}}, Throttled),
+    ({"latency": 0.8}, AttemptTimeout),
+    ({"reset": True}, TransientError),
+    ({"half_body": True}, TransientError),
+    ({"status": 200, "body": '{"results": [{"id": 1'}, PermanentError),
+    ({"status": 200, "body": "<html>hello</html>"}, PermanentError),
+    ({"status": 200, "body": "<html>hello</html>", "headers": {"Content-Type": "text/html"}}, PermanentError),
+    ({"status": 200, "body": "[]"}, PermanentError),
+    ({"status": 200, "body": ""}, PermanentError),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind"), FAULTS, ids=str)
 async def test_every_odd_answer_has_its_class(
     connect: Connect, sample: Sample, sandbox: Sandbox, fault: dict[str, Any], kind: type[CallError]
 ) -> None:
@@ -204,7 +283,8 @@ async def test_every_odd_answer_has_its_class(
     with pytest.raises(CallError) as raised:
         await connector.check()
 
-    assert isinstance(raised.value, kind)
+    expected = TransientError if fault.get("status") in sample.transient else kind
+    assert isinstance(raised.value, expected)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -223,3 +303,56 @@ async def test_a_short_throttle_is_waited_for(
     await checking
 
     assert time.monotonic() - started >= 0.9
+
+
+async def test_who_is_cancelled_in_the_middle_leaves_the_connector_well(
+    connect: Connect, sample: Sample, sandbox: Sandbox
+) -> None:
+    connector = connect(profile=PATIENT)
+    await connector.check()
+    sandbox.faults({"path": sample.api, "latency": 3.0})
+    waiting = [asyncio.create_task(connector.check()) for _ in range(2 * connector.manifest.max_concurrency)]
+    await eventually(lambda: sandbox.recorder.exchanges[-1].status == 0, within=5)
+    for task in waiting:
+        task.cancel()
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    sandbox.faults()
+
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+    assert (await asyncio.wait_for(connector.check(), timeout=3)).detail
+
+
+async def test_a_token_that_ends_in_the_middle_is_renewed(
+    connect: Connect, sample: Sample, sandbox: Sandbox
+) -> None:
+    if sample.login is None:
+        pytest.skip("this plane's credential does not end")
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 3000}}})
+    connector, seen = connect(profile=PATIENT), 0
+
+    async for page in connector.members(sandbox.group()):
+        seen += len(page)
+        sandbox.advance(100_000)
+
+    assert seen == 3000
+
+
+async def test_no_secret_stands_in_a_log_an_error_or_a_repr(
+    connect: Connect, sample: Sample, sandbox: Sandbox, app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    connector = connect()
+    errors = []
+    await connector.check()
+    for fault in ({"status": 400, "body": f"you said {SECRET}"}, {"status": 403}, {"reset": True}):
+        sandbox.faults({"path": sample.api, **fault})
+        with pytest.raises(CallError) as raised:
+            await connector.publish(app)
+        errors += [str(raised.value), repr(raised.value)]
+        sandbox.faults()
+    with pytest.raises(AuthError) as refused:
+        await connect(**{sample.credential: WRONG}).check()
+
+    told = [caplog.text, str(refused.value), *errors, repr(connector), repr(vars(connector))]
+    told += [line for record in caplog.records for line in map(str, record.__dict__.values())]
+    assert not [text for text in told if SECRET in text or WRONG in text]

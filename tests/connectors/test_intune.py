@@ -15,16 +15,16 @@ from app.connectors.intune.wire import app_body, report_rows
 from app.resilience.errors import (
     PermanentError,
 )
-from tests.connectors import contract_check
 from tests.connectors.conftest import Make, MakeApp, Sandbox, assignment, published, upload
+from tests.connectors.contract_check import GRAPH
 
 APPS = "/deviceAppManagement/mobileApps"
 
 
 def test_the_contract_was_there_to_hold_the_exchanges_against() -> None:
-    if not contract_check.GRAPH.exists():
+    if not GRAPH.is_at_hand:
         pytest.skip("the vendors' contracts are not beside this checkout (../shared/contracts)")
-    assert len(contract_check.contract()["paths"]) > 20
+    assert len(GRAPH.document["paths"]) > 20
 
 
 async def test_check_says_who_answered(intune: Intune, sandbox: Sandbox) -> None:

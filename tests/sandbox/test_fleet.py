@@ -5,8 +5,9 @@ import time
 from typing import Any
 
 import pytest
+from sandbox.plan import FleetDocument, Software
 
-from sandbox.fleet import Fleet, FleetDocument, Software
+from sandbox.fleet import Fleet
 from sandbox.journal import Journal
 from tests.sandbox.tenant import Clock, Tenant
 

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the conformance suite must know of each plane. A new plane adds one ``Sample``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from app.connectors.contract import Plane
+from tests.connectors.conftest import Sandbox
+from tests.sandbox.tenant import app_body
+
+NEIGHBOUR = ("neighbour", "neighbour-secret")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One plane: its package, the credential to spoil, its login, its API, and what our requests make there.
+
+    ``makes``: by step (``publish``, ``assign``) the request that makes an object, and the object's type.
+    ``stands``: types of objects that last until they are taken back. ``stranger`` has somebody else make
+    something on the ring, and returns how to look at it.
+    """
+
+    package: Mapping[str, Any] | None
+    credential: str
+    login: str | None
+    api: str
+    makes: Mapping[str, tuple[str, str, str]]
+    stands: frozenset[str]
+    stranger: Callable[[Sandbox], Callable[[], Any]]
+    page: int = 1000
+    transient: frozenset[int] = field(default_factory=frozenset)
+
+
+def stranger_at_intune(sandbox: Sandbox) -> Callable[[], Any]:
+    """An application of the neighbour's that is offered to all devices."""
+    apps = "/deviceAppManagement/mobileApps"
+    made = sandbox.as_neighbour("POST", apps, app_body("Firefox"))["id"]
+    return lambda: sandbox.as_neighbour("GET", f"{apps}/{made}")
+
+
+def at_awx(sandbox: Sandbox, method: str, path: str, body: object = None) -> Any:
+    url = f"{sandbox.url}/ansible/api/v2{path}"
+    answer = httpx.request(method, url, json=body, auth=NEIGHBOUR, timeout=10)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def stranger_at_awx(sandbox: Sandbox) -> Callable[[], Any]:
+    """A job of the neighbour's from the same template on the same hosts, for another application."""
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"delay": [60.0, 600.0]}}})
+    said = {"limit": "CANARY", "extra_vars": {"eucora_app_name": "Theirs", "eucora_app_version": "1"}}
+    job = at_awx(sandbox, "POST", "/job_templates/1/launch/", said)["id"]
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"delay": [0.0, 1.0]}}})
+    return lambda: at_awx(sandbox, "GET", f"/jobs/{job}/")["canceled_on"]
+
+
+SAMPLES = {
+    Plane.INTUNE: Sample(
+        package=None,
+        credential="client_secret",
+        login="/oauth2/*",
+        api="/device*",
+        makes={
+            "publish": ("POST", "/deviceAppManagement/mobileApps", "mobileApp"),
+            "assign": ("POST", "/deviceAppManagement/mobileApps/*/assignments", "mobileAppAssignment"),
+        },
+        stands=frozenset({"mobileAppAssignment"}),
+        stranger=stranger_at_intune,
+    ),
+    Plane.ANSIBLE: Sample(
+        package={
+            "kind": "playbook",
+            "job_template": "Install application",
+            "rollback_job_template": "Roll back application",
+        },
+        credential="token",
+        login=None,
+        api="/*",
+        makes={"assign": ("POST", "/job_templates/*/launch/", "job")},
+        stands=frozenset(),
+        stranger=stranger_at_awx,
+        page=200,
+    ),
+}
