@@ -6,7 +6,7 @@ playbook is named ``rollback…`` uninstalls, every other installs what the laun
 """
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -53,6 +53,7 @@ class Ansible:
 
     prefixes: tuple[str, ...] = API_PREFIXES
     reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -85,6 +86,10 @@ class Ansible:
             *documents(self._templates, "job_template"),
             *documents(self._plane.table("jobs"), "job"),
         ]
+
+    def controls(self) -> Sequence[Route]:
+        """Nothing beyond what every plane has."""
+        return ()
 
     def _assembled(self) -> ASGIApp:
         open_to_all = [Route("/ping/", self._ping, methods=["GET"])]

@@ -6,7 +6,7 @@ import hmac
 import json
 import math
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 from uuid import uuid4
@@ -47,6 +47,7 @@ class Intune:
 
     prefixes: tuple[str, ...] = ("/v1.0", "/beta")
     reads: tuple[str, ...] = ("POST /oauth2/*", "POST /deviceManagement/reports/*", "POST /$batch")
+    writes: tuple[str, ...] = ()
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -84,6 +85,10 @@ class Intune:
             for table, kind in OBJECT_TABLES.items()
             for key, row in self._plane.table(table).items()
         ]
+
+    def controls(self) -> Sequence[Route]:
+        """Nothing beyond what every plane has."""
+        return ()
 
     def _assembled(self) -> ASGIApp:
         reports = Reports(self._plane)

@@ -21,9 +21,10 @@ from sandbox.ansible import Ansible
 from sandbox.connections import BreakableProtocol
 from sandbox.intune import Intune
 from sandbox.journal import Journal
+from sandbox.landscape import Landscape
 from sandbox.plane import MakeVendor, Plane, PlaneApp
 
-PLANES: dict[str, MakeVendor] = {"intune": Intune, "ansible": Ansible}
+PLANES: dict[str, MakeVendor] = {"intune": Intune, "landscape": Landscape, "ansible": Ansible}
 FLUSH_SECONDS = 0.2
 KEEP_ALIVE_SECONDS = 75  # longer than any client keeps one, so that no connection ends under a request
 

@@ -3,10 +3,11 @@
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
@@ -51,12 +52,14 @@ class Plane:
 class Vendor(Protocol):
     """What a plane brings: its wire format, and how it calls things.
 
-    ``prefixes`` are path prefixes that name an API version; ``reads`` as in ``Witness``.
+    ``prefixes`` are path prefixes that name an API version; ``reads`` and ``writes`` are as in ``Witness``. A
+    request that names its ``action`` in the query is known to faults and witness as ``/<action>``.
     """
 
     app: ASGIApp
     prefixes: tuple[str, ...]
     reads: tuple[str, ...]
+    writes: tuple[str, ...]
 
     def error(self, status: int) -> Response:
         """The vendor's own error body for a status."""
@@ -74,6 +77,10 @@ class Vendor(Protocol):
         """Every object a client made: type, id and effect_key."""
         ...
 
+    def controls(self) -> Sequence[Route]:
+        """Control endpoints of this plane only."""
+        ...
+
 
 MakeVendor = Callable[[Plane], Vendor]
 Body = TypeVar("Body", bound=BaseModel)
@@ -86,8 +93,10 @@ class PlaneApp:
         counts, mutations = plane.table("counts"), plane.table("mutations")
         self._plane = plane
         self._vendor = vendor
-        self._witness = Witness(counts=counts, mutations=mutations, clock=plane.clock, reads=vendor.reads)
-        self._control = Starlette(routes=self._control_routes())
+        self._witness = Witness(
+            counts=counts, mutations=mutations, clock=plane.clock, reads=vendor.reads, writes=vendor.writes
+        )
+        self._control = Starlette(routes=[*self._control_routes(), *vendor.controls()])
         self._inner = mark_applied(vendor.app)
         self._watched = self._witness.wrap(self._faulty)
 
@@ -97,7 +106,7 @@ class PlaneApp:
         if path.startswith("/_sandbox/"):
             await self._control(scope, receive, send)
             return
-        exchange = exchange_of(scope, self._unversioned(path))
+        exchange = exchange_of(scope, action_of(scope) or self._unversioned(path))
         inside = {
             "sandbox.exchange": exchange,
             "sandbox.path": path,
@@ -204,6 +213,12 @@ class PlaneApp:
                 for step in steps
             ],
         }
+
+
+def action_of(scope: Scope) -> str | None:
+    """The action that a request names in its query, as a path."""
+    named = parse_qs(scope["query_string"].decode("ascii", "replace")).get("action")
+    return f"/{named[0]}" if named else None
 
 
 async def parse(request: Request, model: type[Body]) -> Body | Response:

@@ -5,6 +5,7 @@ import base64
 import binascii
 import hmac
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sandbox
 from sandbox.journal import Document
+from sandbox.plane import Plane
 
 Answer = Callable[[int, str], Response]
 """A vendor's error body for a status and some words."""
@@ -132,3 +134,40 @@ def effect_of(request: Request) -> str | None:
 def documents(table: Mapping[str, Document], kind: str) -> list[dict[str, Any]]:
     """A table's rows as the witness tells them."""
     return [{"type": kind, "id": key, "effect_key": row["effect_key"]} for key, row in table.items()]
+
+
+class Tokens:
+    """Signed tokens in the form of a JWT; they last as long as the plane's control now says."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds that a token lasts."""
+        return self._plane.faults.document.token_lifetime
+
+    def issue(self, client: str) -> str:
+        """A token for a client."""
+        now = self._plane.clock()
+        claims = {"sub": client, "iat": now, "exp": now + self.lifetime, "jti": secrets.token_hex(8)}
+        signed = f"{_coded({'alg': 'HS256', 'typ': 'JWT'})}.{_coded(claims)}"
+        return f"{signed}.{self._signature(signed)}"
+
+    def client_of(self, request: Request) -> str | None:
+        """The client a request's bearer token was given to; None if it is missing, forged or over."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        signed, _, signature = token.rpartition(".")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(signature, self._signature(signed)):
+            return None
+        coded = signed.rpartition(".")[2]
+        claims = json.loads(base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)))
+        over = self._plane.clock() >= claims["iat"] + self.lifetime
+        return None if over else str(claims["sub"])
+
+    def _signature(self, signed: str) -> str:
+        return hmac.digest(self._plane.secret, signed.encode(), "sha256").hex()
+
+
+def _coded(part: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")

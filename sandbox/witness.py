@@ -30,16 +30,23 @@ class Witness:
     """Counts every request, and keeps every mutating one with the status its sender was given.
 
     ``status`` None: the connection was broken before an answer. ``reads`` are patterns of ``METHOD path``
-    that change nothing in spite of their method.
+    that change nothing in spite of their method, ``writes`` of those that do.
     """
 
     def __init__(
-        self, *, counts: Table, mutations: Table, clock: Callable[[], float], reads: tuple[str, ...]
+        self,
+        *,
+        counts: Table,
+        mutations: Table,
+        clock: Callable[[], float],
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
     ) -> None:
         self._counts = counts
         self._mutations = mutations
         self._clock = clock
         self._reads = reads
+        self._writes = writes
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
         """An application that is watched."""
@@ -71,7 +78,8 @@ class Witness:
 
     def _note(self, exchange: Exchange, status: int | None) -> None:
         line = f"{exchange.method} {exchange.path}"
-        if exchange.noted or exchange.method not in MUTATING:
+        changes = exchange.method in MUTATING or any(fnmatchcase(line, write) for write in self._writes)
+        if exchange.noted or not changes:
             return
         exchange.noted = True
         if any(fnmatchcase(line, read) for read in self._reads):

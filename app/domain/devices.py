@@ -15,13 +15,19 @@ from app.domain.gates import DAY, GatePolicy
 from app.models import Connectivity, DeviceState, RingDeployment
 
 ROLLOUT_STATES = {
+    InstallState.PENDING: DeviceState.PENDING,
+    InstallState.UNAPPROVED: DeviceState.PENDING,
+    InstallState.UNDELIVERED: DeviceState.PENDING,
     InstallState.INSTALLING: DeviceState.IN_PROGRESS,
     InstallState.INSTALLED: DeviceState.SUCCEEDED,
     InstallState.FAILED: DeviceState.FAILED,
     InstallState.UNREACHABLE: DeviceState.UNREACHABLE,
     InstallState.UNKNOWN: DeviceState.UNKNOWN,
 }
-"""What a report means while a lane is rolled out; the states that are not here say nothing new."""
+"""What a report means while a lane is rolled out; the states that are not here say nothing new.
+
+A report that a device has yet to begin adds why; it takes back nothing that is known of the device.
+"""
 
 REMOVAL_STATES = {
     InstallState.INSTALLED: DeviceState.IN_PROGRESS,
@@ -80,6 +86,7 @@ STORE_REPORTS = text(f"""{GIVEN}, known AS (
             error_code = given.error_code, updated_at = :now
         FROM given JOIN known USING (device_id)
         WHERE device.lane_id = :lane AND device.device_id = given.device_id
+            AND (given.state <> 'PENDING' OR device.state = 'PENDING')
             AND (device.state, device.detail, device.error_code)
                 IS DISTINCT FROM (given.state::device_state, given.detail, given.error_code)
         RETURNING known.state AS before, device.state AS after, device.late
@@ -92,7 +99,7 @@ STORE_LATE = text(f"""{GIVEN}, added AS (
             (lane_id, device_id, name, state, detail, error_code, connectivity, late, updated_at)
         SELECT :lane, device_id, name, state::device_state, detail, error_code, 'online', true, :now
         FROM given
-        WHERE NOT EXISTS (
+        WHERE state <> 'PENDING' AND NOT EXISTS (
             SELECT FROM device_results AS there JOIN ring_deployments AS lane ON lane.id = there.lane_id
             WHERE lane.deployment_id = :deployment AND lane.plane = :plane
                 AND there.device_id = given.device_id

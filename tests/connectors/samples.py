@@ -30,6 +30,7 @@ class Sample:
     makes: Mapping[str, tuple[str, str, str]]
     stands: frozenset[str]
     stranger: Callable[[Sandbox], Callable[[], Any]]
+    app: Mapping[str, str] = field(default_factory=dict)
     page: int = 1000
     transient: frozenset[int] = field(default_factory=frozenset)
 
@@ -57,6 +58,26 @@ def stranger_at_awx(sandbox: Sandbox) -> Callable[[], Any]:
     return lambda: at_awx(sandbox, "GET", f"/jobs/{job}/")["canceled_on"]
 
 
+def at_landscape(sandbox: Sandbox, path: str, **params: str) -> Any:
+    base, (client, secret) = f"{sandbox.url}/landscape/api", NEIGHBOUR
+    body = {"access_key": client, "secret_key": secret}
+    token = httpx.post(f"{base}/v2/login/access-key", json=body, timeout=10).json()["token"]
+    answer = httpx.get(
+        f"{base}{path}", params=params, headers={"Authorization": f"Bearer {token}"}, timeout=10
+    )
+    return answer.raise_for_status().json()
+
+
+def stranger_at_landscape(sandbox: Sandbox) -> Callable[[], Any]:
+    """An activity of the neighbour's on the same computers, for another package, that nobody has begun."""
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"delay": [60.0, 600.0]}}})
+    said = {"action": "InstallPackages", "version": "2011-08-01", "query": "tag:canary"}
+    number = at_landscape(sandbox, "/", **said, **{"packages.1": "firefox"})["id"]
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"delay": [0.0, 1.0]}}})
+    said |= {"action": "GetActivities", "query": f"parent-id:{number} status:canceled"}
+    return lambda: at_landscape(sandbox, "/", **said)
+
+
 SAMPLES = {
     Plane.INTUNE: Sample(
         package=None,
@@ -69,6 +90,16 @@ SAMPLES = {
         },
         stands=frozenset({"mobileAppAssignment"}),
         stranger=stranger_at_intune,
+    ),
+    Plane.LANDSCAPE: Sample(
+        app={"name": "example-editor", "version": "4.2.1-1"},
+        package={"kind": "deb", "name": "example-editor"},
+        credential="secret_key",
+        login="/login*",
+        api="*/v2/[!l]*",
+        makes={"assign": ("GET", "/InstallPackages", "activity")},
+        stands=frozenset(),
+        stranger=stranger_at_landscape,
     ),
     Plane.ANSIBLE: Sample(
         package={
