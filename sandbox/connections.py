@@ -28,6 +28,12 @@ class BreakableProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
+def connection_of(scope: Scope) -> asyncio.Transport | None:
+    """The connection a request came by: the same object as long as it lives; None outside our server."""
+    peer = scope.get("client")
+    return _transports.get(tuple(peer)) if peer else None
+
+
 async def reset(scope: Scope, receive: Receive) -> None:
     """Break the connection so that the peer gets a TCP reset."""
     transport = _transport(scope)
@@ -50,8 +56,7 @@ def linger_zero(transport: asyncio.Transport) -> None:
 
 
 def _transport(scope: Scope) -> asyncio.Transport:
-    peer = scope.get("client")
-    transport = _transports.get(tuple(peer)) if peer else None
+    transport = connection_of(scope)
     if transport is None:
         raise ConnectionResetError("there is no connection to break: serve the sandbox with sandbox.main")
     return transport

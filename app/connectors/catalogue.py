@@ -14,6 +14,7 @@ from app.connectors.ansible import Ansible
 from app.connectors.contract import Connector, Manifest, Plane
 from app.connectors.intune import Intune
 from app.connectors.landscape import Landscape
+from app.connectors.sccm import Sccm
 from app.connectors.services import Services
 
 
@@ -29,7 +30,7 @@ class OpenConnector(Connector, Protocol):
         ...
 
 
-VENDORS: tuple[type[OpenConnector], ...] = (Intune, Landscape, Ansible)
+VENDORS: tuple[type[OpenConnector], ...] = (Intune, Sccm, Landscape, Ansible)
 BY_PLANE: Mapping[Plane, type[OpenConnector]] = MappingProxyType(
     {vendor.manifest.plane: vendor for vendor in VENDORS}
 )
@@ -102,6 +103,12 @@ def sandbox_settings(plane: Plane, sandbox_url: str) -> Mapping[str, str]:
             "client_id": SANDBOX_CLIENT_ID,
             "client_secret": SANDBOX_CLIENT_SECRET,
             "poll_interval": "0.1",
+        },
+        Plane.SCCM: {
+            "base_url": f"{base}/AdminService",
+            "username": rf"SANDBOX\{SANDBOX_CLIENT_ID}",
+            "password": SANDBOX_CLIENT_SECRET,
+            "auth": "ntlm",
         },
         Plane.LANDSCAPE: {
             "base_url": f"{base}/api",

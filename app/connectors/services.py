@@ -5,6 +5,7 @@ import ssl
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,7 @@ class Services:
     breakers: Breakers = field(default_factory=Breakers)
     profile: RetryProfile = DEFAULT_RETRY
     certificates: ssl.SSLContext | None = None
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def client(
         self,

@@ -176,6 +176,12 @@ class Unsettled(Deferral):
     code = "verifying"
 
 
+class NotReady(Deferral):
+    """What the work needs first is under way at the service; nobody has to do anything."""
+
+    code = "not_ready"
+
+
 class LocalSaturation(Deferral):
     """Our own queue, pool or budget of retries for this service is used up."""
 

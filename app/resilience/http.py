@@ -261,7 +261,8 @@ class ResilientClient(httpx.AsyncClient):
     def excerpt(self, answer: httpx.Response) -> str:
         """What a refusal says, in one line, with everything that is or looks like a secret cut out."""
         text = " ".join(self._describe(answer).split())
-        for secret in () if self._token_source is None else self._token_source.secrets():
+        source = self._token_source or self._handshakes
+        for secret in () if source is None else source.secrets():
             text = text.replace(secret, "***")
         return LOOKS_SECRET.sub(r"\1***", text)[:MAX_EXCERPT_CHARACTERS]
 

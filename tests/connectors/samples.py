@@ -78,6 +78,33 @@ def stranger_at_landscape(sandbox: Sandbox) -> Callable[[], Any]:
     return lambda: at_landscape(sandbox, "/", **said)
 
 
+def at_sccm(sandbox: Sandbox, method: str, path: str, body: object = None) -> Any:
+    url = f"{sandbox.url}/sccm/AdminService/wmi{path}"
+    answer = httpx.request(method, url, json=body, auth=NEIGHBOUR, timeout=10)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def stranger_at_sccm(sandbox: Sandbox) -> Callable[[], Any]:
+    """A deployment of the neighbour's that only offers the same application to the same collection."""
+    body = {
+        "ApplicationName": "Example Editor 4.2.1",
+        "AssignmentName": "theirs",
+        "AssignmentAction": 2,
+        "AssignmentType": 2,
+        "AssignedCIs": [16780332],
+        "CollectionName": "Ring CANARY",
+        "TargetCollectionID": sandbox.group().ref,
+        "DesiredConfigType": 1,
+        "OfferTypeID": 2,
+        "StartTime": "2026-11-23T12:00:00Z",
+        "SourceSite": "XYZ",
+    }
+    made = at_sccm(sandbox, "POST", "/SMS_ApplicationAssignment", body)["AssignmentID"]
+    found = f"/SMS_ApplicationAssignment?$filter=AssignmentID eq {made}"
+    return lambda: at_sccm(sandbox, "GET", found)
+
+
 SAMPLES = {
     Plane.INTUNE: Sample(
         package=None,
@@ -90,6 +117,16 @@ SAMPLES = {
         },
         stands=frozenset({"mobileAppAssignment"}),
         stranger=stranger_at_intune,
+    ),
+    Plane.SCCM: Sample(
+        app={"name": "Example Editor", "version": "4.2.1"},
+        package={"kind": "application", "name": "Example Editor 4.2.1"},
+        credential="password",
+        login=None,
+        api="/*",
+        makes={"assign": ("POST", "/SMS_ApplicationAssignment", "deployment")},
+        stands=frozenset({"deployment"}),
+        stranger=stranger_at_sccm,
     ),
     Plane.LANDSCAPE: Sample(
         app={"name": "example-editor", "version": "4.2.1-1"},

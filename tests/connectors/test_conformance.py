@@ -73,7 +73,8 @@ async def connect(plane: Plane, sandbox: Sandbox, tmp_path: Path, files: Path) -
     def connecting(*, profile: RetryProfile = QUICK, **settings: str) -> OpenConnector:
         spool, rules = tmp_path / f"spool-{len(made)}", FileRules(allowed_roots=(files,))
         services = Services(spool=spool, files=rules, profile=profile)
-        told = {**sandbox_settings(plane, sandbox.url), "poll_interval": "0.02"}
+        told = sandbox_settings(plane, sandbox.url)
+        told = {name: "0.02" if name == "poll_interval" else value for name, value in told.items()}
         made.append(build(plane, {**told, **settings}, services))
         return made[-1]
 

@@ -33,6 +33,7 @@ ROWS: dict[type[CallError], tuple[str, str, bool, Verdict, JobAction]] = {
     errors.LocalSaturation: ("local_saturation", "transient", False, NEUTRAL, DEFER),
     errors.NotConfigured: ("plane_not_configured", "transient", False, NEUTRAL, DEFER),
     errors.Unsettled: ("verifying", "transient", False, NEUTRAL, DEFER),
+    errors.NotReady: ("not_ready", "transient", False, NEUTRAL, DEFER),
     errors.Deferral: ("deferred", "transient", False, NEUTRAL, DEFER),
     errors.DeadlineExceeded: ("deadline", "transient", False, NEUTRAL, RETRY),
     errors.Cancelled: ("cancelled", "transient", False, NEUTRAL, JobAction.GIVE_BACK),

@@ -34,11 +34,12 @@ from app.connectors.rest import Headers, Json, Rest, effect_headers
 from app.connectors.services import Services
 from app.resilience import Safety
 from app.resilience.auth import Authenticator, Fixed
-from app.resilience.errors import NotThere, PermanentError, PolicyError, TransientError
+from app.resilience.errors import NotReady, NotThere, PermanentError, PolicyError
 
 EVERYBODY = "all"
 PAGE = 200
 """The most rows AWX puts on a page (its default for ``MAX_PAGE_SIZE``)."""
+LOOK_AGAIN = 5.0
 SEARCHED_PAGES = 5
 """A job is looked for among the template's newest 1,000: it was launched minutes ago, if at all."""
 OVER = frozenset({"successful", "failed", "error", "canceled"})
@@ -171,7 +172,7 @@ class Ansible(AbsentParts):
 
         Raises:
             PolicyError: the package names no rollback template.
-            TransientError: the job that installs takes its time to stop.
+            NotReady: the job that installs takes its time to stop.
         """
         await self._stop(assignment, Action.ASSIGN, patience=self._settings.patience)
         return await self._launch(assignment, await self._rollback(assignment), assignment.key)
@@ -252,7 +253,8 @@ class Ansible(AbsentParts):
             waited += self._settings.poll_interval
             job = await self._awx.get(f"/jobs/{job['id']}/", headers=_headers(assignment))
         if patience and job is not None and job["status"] not in OVER:
-            raise TransientError(f"job {job['id']} is still being cancelled", service=SERVICE)
+            detail = f"job {job['id']} is still being cancelled"
+            raise NotReady(detail, service=SERVICE, retry_after=LOOK_AGAIN)
 
     async def _made_by(self, assignment: Assignment, action: Action) -> Json | None:
         """The job of one of the ring's effects."""
