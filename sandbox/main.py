@@ -20,12 +20,19 @@ from starlette.types import ASGIApp
 from sandbox.ansible import Ansible
 from sandbox.connections import BreakableProtocol
 from sandbox.intune import Intune
+from sandbox.jamf import Jamf
 from sandbox.journal import Journal
 from sandbox.landscape import Landscape
 from sandbox.plane import MakeVendor, Plane, PlaneApp
 from sandbox.sccm import Sccm
 
-PLANES: dict[str, MakeVendor] = {"intune": Intune, "sccm": Sccm, "landscape": Landscape, "ansible": Ansible}
+PLANES: dict[str, MakeVendor] = {
+    "intune": Intune,
+    "jamf": Jamf,
+    "sccm": Sccm,
+    "landscape": Landscape,
+    "ansible": Ansible,
+}
 FLUSH_SECONDS = 0.2
 KEEP_ALIVE_SECONDS = 75  # longer than any client keeps one, so that no connection ends under a request
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from app.connectors.ansible import Ansible
 from app.connectors.contract import Connector, Manifest, Plane
 from app.connectors.intune import Intune
+from app.connectors.jamf import Jamf
 from app.connectors.landscape import Landscape
 from app.connectors.sccm import Sccm
 from app.connectors.services import Services
@@ -30,7 +31,7 @@ class OpenConnector(Connector, Protocol):
         ...
 
 
-VENDORS: tuple[type[OpenConnector], ...] = (Intune, Sccm, Landscape, Ansible)
+VENDORS: tuple[type[OpenConnector], ...] = (Intune, Jamf, Sccm, Landscape, Ansible)
 BY_PLANE: Mapping[Plane, type[OpenConnector]] = MappingProxyType(
     {vendor.manifest.plane: vendor for vendor in VENDORS}
 )
@@ -100,6 +101,12 @@ def sandbox_settings(plane: Plane, sandbox_url: str) -> Mapping[str, str]:
         Plane.INTUNE: {
             "base_url": f"{base}/v1.0",
             "token_url": f"{base}/oauth2/v2.0/token",
+            "client_id": SANDBOX_CLIENT_ID,
+            "client_secret": SANDBOX_CLIENT_SECRET,
+            "poll_interval": "0.1",
+        },
+        Plane.JAMF: {
+            "base_url": base,
             "client_id": SANDBOX_CLIENT_ID,
             "client_secret": SANDBOX_CLIENT_SECRET,
             "poll_interval": "0.1",

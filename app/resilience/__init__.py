@@ -3,6 +3,7 @@
 
 from app.resilience.breaker import BreakerOpen, ServiceBreaker
 from app.resilience.classify import Safety
+from app.resilience.file_body import FileBody
 from app.resilience.http import ResilientClient, create_resilient_client
 from app.resilience.registry import (
     Breakers,
@@ -27,6 +28,7 @@ __all__ = [
     "BreakerState",
     "BreakerStatus",
     "Breakers",
+    "FileBody",
     "ResilientClient",
     "RetryProfile",
     "Safety",

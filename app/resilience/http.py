@@ -46,7 +46,8 @@ class CallOptions:
     """What a request may say about itself in ``extensions``.
 
     ``safety``: whether it may be repeated (by default the method's); ``accept``: error statuses that are
-    answers; ``profile``: other patience; ``max_bytes``: another limit of the decoded body.
+    answers; ``profile``: other patience; ``max_bytes``: another limit of the decoded body. And ``body``, a
+    ``FileBody`` in place of content.
     """
 
     safety: Safety

@@ -27,6 +27,7 @@ from httpx_aiohttp.transport import AiohttpResponseStream
 
 from app import telemetry
 from app.resilience.classify import Safety, default_safety
+from app.resilience.file_body import FileBody
 
 log = telemetry.logger(__name__)
 
@@ -125,7 +126,7 @@ class Pool(AiohttpTransport):
                 request.method,
                 _address(request.url),
                 headers=self._headers(request),
-                data=_body(request.content),
+                data=_body(request),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
                     connect=limits.get("pool"),
@@ -255,8 +256,12 @@ def _address(url: httpx.URL) -> yarl.URL:
     )
 
 
-def _body(content: bytes) -> bytes | BytesIO | None:
+def _body(request: httpx.Request) -> bytes | BytesIO | AsyncIterator[bytes] | None:
     """In pieces if it is large: all at once it would keep the event loop from everything else."""
+    file: FileBody | None = request.extensions.get("body")
+    if file is not None:
+        return file.pieces()
+    content = request.content
     return BytesIO(content) if len(content) > LARGE_BODY else content or None
 
 

@@ -180,11 +180,17 @@ def make_app(files: Path) -> MakeApp:
             marker=f"{deployment}/intune",
             name=name,
             version=version,
-            package=PACKAGE.validate_python(package or described),
+            package=PACKAGE.validate_python(with_file(package, described) if package else described),
             correlation_id=uuid4(),
         )
 
     return build
+
+
+def with_file(package: Any, described: Any) -> Any:
+    """A package that is to have content, with the same file."""
+    has_content = package.get("kind") in {"win32", "msi", "pkg"}
+    return {"uri": described["uri"], "sha256": described["sha256"], **package} if has_content else package
 
 
 async def upload(connector: Intune, app: App, app_id: str) -> list[dict[str, Any]]:

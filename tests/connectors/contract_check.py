@@ -83,7 +83,8 @@ class Contract:
     """A vendor's OpenAPI document, whose root is served at ``below``.
 
     ``lookups``: query options that the vendor documents elsewhere; ``beyond``: paths, as patterns, that are
-    real and not in the slice; ``closed``: whether types have no members but their own.
+    real and not in the slice; ``closed``: whether types have no members but their own; ``shallow``: whether
+    the document tells of paths and queries only.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class Contract:
         lookups: Collection[str] = (),
         beyond: Collection[str] = (),
         closed: bool = False,
+        shallow: bool = False,
     ) -> None:
         self._file = CONTRACTS / f"{name}.openapi.json"
         self._below = below
         self._lookups = frozenset(lookups)
         self._beyond = re.compile("|".join(beyond) or "(?!)")
         self._closed = closed
+        self._shallow = shallow
 
     @property
     def is_at_hand(self) -> bool:
@@ -129,8 +132,10 @@ class Contract:
         if operation is None:
             return [f"{exchange.method} {exchange.path} is not in the contract"]
         place = f"#/paths/{_pointer(found)}/{exchange.method.lower()}"
-        told = [*self._query(operation, exchange), *self._request(operation, place, exchange)]
-        if not exchange.staged:
+        told = self._query(operation, exchange)
+        if not self._shallow:
+            told += self._request(operation, place, exchange)
+        if not self._shallow and not exchange.staged:
             told += self._answer(operation, place, exchange)
         return [f"{exchange.method} {exchange.path} {exchange.status}: {problem}" for problem in told]
 
@@ -236,4 +241,10 @@ AWX = Contract(
     lookups=("name", "job_template", "order_by", "page", "page_size", "enabled", "event__in", "host__in"),
     beyond=(r"/api/v2/groups/[0-9]+/all_hosts/",),
 )
-CONTRACTS_OF: dict[Plane, Sequence[Contract]] = {Plane.INTUNE: (GRAPH,), Plane.ANSIBLE: (AWX,)}
+JAMF = Contract("jamf-pro", below="/jamf/api")
+JAMF_CLASSIC = Contract("jamf-classic", below="/jamf/JSSResource", shallow=True)
+CONTRACTS_OF: dict[Plane, Sequence[Contract]] = {
+    Plane.INTUNE: (GRAPH,),
+    Plane.JAMF: (JAMF, JAMF_CLASSIC),
+    Plane.ANSIBLE: (AWX,),
+}

@@ -78,6 +78,19 @@ def stranger_at_landscape(sandbox: Sandbox) -> Callable[[], Any]:
     return lambda: at_landscape(sandbox, "/", **said)
 
 
+def stranger_at_jamf(sandbox: Sandbox) -> Callable[[], Any]:
+    """A policy of the neighbour's on the same group, that installs nothing."""
+    base, (client, secret) = f"{sandbox.url}/jamf", NEIGHBOUR
+    form = {"grant_type": "client_credentials", "client_id": client, "client_secret": secret}
+    token = httpx.post(f"{base}/api/v1/oauth/token", data=form, timeout=10).json()["access_token"]
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/xml"}
+    policy = f"""<policy><general><name>theirs</name><enabled>true</enabled></general><scope><computer_groups>
+        <computer_group><id>{sandbox.group().ref}</id></computer_group></computer_groups></scope></policy>"""
+    made = httpx.post(f"{base}/JSSResource/policies/id/0", content=policy, headers=headers, timeout=10)
+    made.raise_for_status()
+    return lambda: httpx.get(f"{base}/JSSResource/policies/name/theirs", headers=headers, timeout=10).text
+
+
 def at_sccm(sandbox: Sandbox, method: str, path: str, body: object = None) -> Any:
     url = f"{sandbox.url}/sccm/AdminService/wmi{path}"
     answer = httpx.request(method, url, json=body, auth=NEIGHBOUR, timeout=10)
@@ -117,6 +130,24 @@ SAMPLES = {
         },
         stands=frozenset({"mobileAppAssignment"}),
         stranger=stranger_at_intune,
+    ),
+    Plane.JAMF: Sample(
+        package={
+            "kind": "pkg",
+            "bundle_id": "com.example.firefox",
+            "uninstall_script": "rm -rf /Applications/Firefox.app; pkgutil --forget com.example.firefox",
+        },
+        credential="client_secret",
+        login="/v1/oauth/*",
+        api="/v[14]/[!o]*",
+        makes={
+            "publish": ("POST", "/v1/packages", "package"),
+            "assign": ("POST", "/policies/id/0", "policy"),
+        },
+        stands=frozenset({"policy"}),
+        stranger=stranger_at_jamf,
+        page=100,
+        transient=frozenset({423}),
     ),
     Plane.SCCM: Sample(
         app={"name": "Example Editor", "version": "4.2.1"},

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's body that is too large to be held in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE_PIECE = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class FileBody:
+    """A body that is read from disk each time it is sent: what stands before the file, the file, the rest.
+
+    Given to a request as its extension ``body``, together with its ``headers``.
+    """
+
+    head: bytes
+    path: Path
+    tail: bytes
+    content_type: str
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.head) + self.path.stat().st_size + len(self.tail)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the request says of it."""
+        return {"Content-Type": self.content_type, "Content-Length": str(self.size)}
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body from its beginning."""
+        yield self.head
+        with self.path.open("rb") as file:
+            while piece := await asyncio.to_thread(file.read, FILE_PIECE):
+                yield piece
+        yield self.tail

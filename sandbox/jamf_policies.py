@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jamf Pro's policies and groups: the Classic API, XML to write, XML or JSON to read."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from sandbox.fleet import Intent, Life
+from sandbox.jamf_packages import Packages, bundle_of
+from sandbox.journal import Document
+from sandbox.plan import RINGS, Device, Ring
+from sandbox.plane import Plane
+from sandbox.rest import Refused, effect_of
+
+GROUPS: dict[Ring, int] = {ring: 12 + place for place, ring in enumerate(RINGS)}
+STATIC: tuple[Ring, ...] = ("LAB", "CANARY")
+"""Rings whose groups are static; the others' are smart."""
+COMPUTERS_PER_RING = 1_000_000
+FORGOTTEN = re.compile(r"pkgutil\s+--forget\s+([\w.-]+)")
+"""By this a command removes an application; the sandbox runs nothing."""
+
+
+def computer_id(device: Device) -> int:
+    """The number of a computer, from which its ring can be told."""
+    return (RINGS.index(device.ring) + 1) * COMPUTERS_PER_RING + device.index + 1
+
+
+class Policies:
+    """The policies of the instance."""
+
+    def __init__(self, plane: Plane, packages: Packages) -> None:
+        self._plane = plane
+        self._packages = packages
+        self._table = plane.table("policies")
+        self._numbers = plane.table("numbers")
+
+    def routes(self) -> list[Route]:
+        """The routes of policies, groups and histories."""
+        return [
+            Route("/policies", self._list, methods=["GET"]),
+            Route("/policies/name/{name:path}", self._by_name, methods=["GET"]),
+            Route("/policies/id/{id:int}", self._by_id, methods=["GET"]),
+            Route("/policies/id/{id:int}", self._create, methods=["POST"]),
+            Route("/policies/id/{id:int}", self._change, methods=["PUT"]),
+            Route("/policies/id/{id:int}", self._delete, methods=["DELETE"]),
+            Route("/computergroups/id/{id:int}", self._group, methods=["GET"]),
+            Route("/computerhistory/id/{id:int}/subset/PolicyLogs", self._logs, methods=["GET"]),
+        ]
+
+    async def _list(self, request: Request) -> Response:
+        rows = [{"id": row["id"], "name": row["general"]["name"]} for row in self._table.values()]
+        return answer(request, "policies", rows, "policy")
+
+    async def _by_name(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        found = [row for row in self._table.values() if row["general"]["name"] == name]
+        if not found:
+            raise Refused(404, "Not Found")
+        return answer(request, "policy", shown(found[0]))
+
+    async def _by_id(self, request: Request) -> Response:
+        return answer(request, "policy", shown(self._one(request)))
+
+    def _one(self, request: Request) -> Document:
+        row = self._table.get(str(request.path_params["id"]))
+        if row is None:
+            raise Refused(404, "Not Found")
+        return row
+
+    async def _create(self, request: Request) -> Response:
+        written = await self._written(request)
+        if any(row["general"]["name"] == written["general"].get("name") for row in self._table.values()):
+            raise Refused(409, "Error: Duplicate name")
+        number = int(self._numbers.get("policy", {"next": 3})["next"])
+        self._numbers.put("policy", {"next": number + 1})
+        row = {"id": number, "effect_key": effect_of(request), **written}
+        self._table.put(str(number), row)
+        self._direct()
+        return xml("policy", {"id": number}, 201)
+
+    async def _change(self, request: Request) -> Response:
+        """What is given replaces what was there; the rest stays."""
+        row, written = self._one(request), await self._written(request, partly=True)
+        general = row["general"] | written.pop("general", {})
+        given = {name: value for name, value in written.items() if value}
+        self._table.put(str(row["id"]), row | given | {"general": general})
+        self._direct()
+        return xml("policy", {"id": row["id"]}, 201)
+
+    async def _delete(self, request: Request) -> Response:
+        row = self._one(request)
+        self._table.drop(str(row["id"]))
+        self._direct()
+        return xml("policy", {"id": row["id"]}, 200)
+
+    async def _written(self, request: Request, *, partly: bool = False) -> Document:
+        if "xml" not in request.headers.get("content-type", ""):
+            raise Refused(415, "Unsupported Media Type")
+        try:
+            root = ET.fromstring(await request.body())  # noqa: S314 - what a test or the product wrote
+        except ET.ParseError as error:
+            raise Refused(400, "Error: the XML cannot be read") from error
+        general = {child.tag: child.text for child in root.find("general") or ()}
+        if not partly and not general.get("name"):
+            raise Refused(409, "Error: Name is required")
+        groups = [int(found.text or 0) for found in root.iterfind("scope/computer_groups/computer_group/id")]
+        packages = [
+            {"id": found.findtext("id"), "action": found.findtext("action")}
+            for found in root.iterfind("package_configuration/packages/package")
+        ]
+        if any(self._packages.get(str(package["id"])) is None for package in packages):
+            raise Refused(409, "Error: Problem with package")
+        command = root.findtext("files_processes/run_command") or ""
+        return {"general": general, "groups": groups, "packages": packages, "command": command}
+
+    def _direct(self) -> None:
+        """Tell the fleet what stands, for each package that any policy ever named."""
+        for package in self._packages.rows():
+            intents: dict[Ring, Intent] = {}
+            for row in self._active():
+                intent = self._intent(row, package)
+                for ring in RINGS:
+                    if intent and GROUPS[ring] in row["groups"] and intents.get(ring) != "install":
+                        intents[ring] = intent
+            self._plane.fleet.direct(self._packages.software(package), intents)
+
+    def _active(self) -> Iterator[Document]:
+        return (row for row in self._table.values() if row["general"].get("enabled", "true") == "true")
+
+    def _intent(self, row: Document, package: Document) -> Intent | None:
+        """What a policy does to a package's application."""
+        named = {each["id"] for each in row["packages"] if each["action"] == "Install"}
+        if str(package["id"]) in named:
+            return "install"
+        forgotten = FORGOTTEN.findall(row["command"])
+        return "uninstall" if bundle_of(self._packages.software(package).product) in forgotten else None
+
+    async def _group(self, request: Request) -> Response:
+        ring = ring_of_group(request.path_params["id"])
+        static = ring in STATIC
+        devices = self._plane.fleet.devices(ring) if static else iter(())
+        computers = [{"id": computer_id(device), "name": device.name} for device in devices]
+        told = {"id": GROUPS[ring], "name": ring, "is_smart": not static, "computers": computers}
+        return answer(request, "computer_group", told)
+
+    async def _logs(self, request: Request) -> Response:
+        device = device_of(request.path_params["id"], self._plane)
+        if device is None:
+            raise Refused(404, "Not Found")
+        logs = [
+            {"policy_id": row["id"], "policy_name": row["general"]["name"], "status": status}
+            for row in self._table.values()
+            if GROUPS[device.ring] in row["groups"] and (status := self._ended(row, device)) is not None
+        ]
+        return answer(request, "computer_history", {"policy_logs": logs})
+
+    def _ended(self, row: Document, device: Device) -> str | None:
+        """How a policy ended on a computer; None before."""
+        for package in self._packages.rows():
+            intent = self._intent(row, package)
+            order = self._plane.fleet.standing(str(package["id"])).get(device.ring)
+            if intent is None or order is None or order.intent != intent:
+                continue
+            software = self._packages.software(package)
+            [life] = self._plane.fleet.lives(software.product, device.ring, [device])
+            if order.id in life.seen:
+                return "Failed" if has_failed(life, software.app_id, intent) else "Completed"
+        return None
+
+
+def has_failed(life: Life, app_id: str, intent: Intent) -> bool:
+    """Whether the last try did not do what it should."""
+    return app_id in (life.failed if intent == "install" else life.stuck)
+
+
+def ring_of_group(number: int) -> Ring:
+    """The ring whose computers a group holds."""
+    ring = next((ring for ring, known in GROUPS.items() if known == number), None)
+    if ring is None:
+        raise Refused(404, "Not Found")
+    return ring
+
+
+def device_of(number: int, plane: Plane) -> Device | None:
+    """The computer with a number, if there is one."""
+    place, index = number // COMPUTERS_PER_RING - 1, number % COMPUTERS_PER_RING - 1
+    if not (0 <= place < len(RINGS) and 0 <= index < plane.fleet.plan.devices(RINGS[place])):
+        return None
+    return Device(RINGS[place], index)
+
+
+def shown(row: Document) -> Document:
+    """A policy as it is read."""
+    return {
+        "general": {"id": row["id"], **row["general"], "enabled": row["general"].get("enabled") == "true"},
+        "scope": {"all_computers": False, "computer_groups": [{"id": number} for number in row["groups"]]},
+        "package_configuration": {"packages": row["packages"]},
+        "files_processes": {"run_command": row["command"]},
+    }
+
+
+def answer(request: Request, name: str, value: Any, member: str = "") -> Response:
+    """JSON for who accepts it, XML for everybody else."""
+    if "json" in request.headers.get("accept", ""):
+        return Response(json.dumps({name: value}), media_type="application/json")
+    return xml(name, {"size": len(value), member: value} if member else value, 200)
+
+
+def xml(name: str, value: Any, status: int) -> Response:
+    """A value as the Classic API writes it."""
+    root = ET.Element(name)
+    _fill(root, value)
+    return Response(
+        ET.tostring(root, encoding="UTF-8", xml_declaration=True), status, media_type="application/xml"
+    )
+
+
+def _fill(element: ET.Element, value: Any) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            for each in inner if isinstance(inner, list) else [inner]:
+                _fill(ET.SubElement(element, name), each)
+    elif isinstance(value, bool):
+        element.text = "true" if value else "false"
+    else:
+        element.text = "" if value is None else str(value)
+
+
+def html(status: int, words: str) -> Response:
+    """The Classic API's errors are pages."""
+    return HTMLResponse(f"<html><body>{words}</body></html>", status)
