@@ -53,6 +53,7 @@ class Jobs:
         self._table = plane.table("jobs")
         self._host_id = host_id
         self._ended: dict[int, str] = {}
+        self._outcomes_of: dict[int, list[tuple[Device, str]]] = {}
 
     def routes(self) -> list[Route]:
         """The routes of this noun."""
@@ -188,7 +189,7 @@ class Jobs:
 
     async def _summaries(self, request: Request) -> Response:
         row = row_or_404(self._table, request)
-        rows = list(self._outcomes(row)) if self._is_counted(row) else []
+        rows = self._counted(row)
         return page(
             request,
             len(rows),
@@ -199,16 +200,25 @@ class Jobs:
         row, given = row_or_404(self._table, request), request.query_params
         hosts = {int(host) for host in given.get("host__in", "").split(",") if host}
         kinds = given.get("event__in", "runner_on_ok,runner_on_failed,runner_on_unreachable").split(",")
-        events = [self._event(row, *found) for found in self._outcomes(row)] if self._is_counted(row) else []
-        wanted = [
-            event for event in events if event["event"] in kinds and (not hosts or event["host"] in hosts)
+        found = [
+            (device, ended)
+            for device, ended in self._counted(row)
+            if EVENTS[ended][0] in kinds and (not hosts or self._host_id(device) in hosts)
         ]
         return page(
             request,
-            len(wanted),
-            lambda skip, top: wanted[skip : skip + top],
+            len(found),
+            lambda skip, top: [self._event(row, *each) for each in found[skip : skip + top]],
             filters=["event__in", "host__in"],
         )
+
+    def _counted(self, row: Document) -> list[tuple[Device, str]]:
+        """The outcomes once the last event is counted; nothing changes them any more."""
+        if not self._is_counted(row):
+            return []
+        if row["id"] not in self._outcomes_of:
+            self._outcomes_of[row["id"]] = list(self._outcomes(row))
+        return self._outcomes_of[row["id"]]
 
     def _outcomes(self, row: Document) -> Iterator[tuple[Device, str]]:
         """Each host of a job and how it ended: ``ok``, ``failures`` or ``dark``; nothing after a cancel."""

@@ -167,13 +167,21 @@ class Jamf:
         if match is None or not sections <= SECTIONS:
             raise Refused(400, "the sandbox knows filters of the form id=in=(…), and few sections")
         known = (device_of(int(number), self._plane) for number in match[1].split(","))
-        return page(request, [self._computer(device, sections) for device in known if device is not None])
+        devices = [device for device in known if device is not None]
+        lives = self._lives(devices)
+        return page(request, [self._computer(device, lives[device], sections) for device in devices])
 
-    def _computer(self, device: Device, sections: set[str]) -> Document:
-        fleet = self._plane.fleet
-        lives = [
-            life for name in fleet.products(device.ring) for life in fleet.lives(name, device.ring, [device])
-        ]
+    def _lives(self, devices: list[Device]) -> dict[Device, list[Life]]:
+        """What became of every product on each of them."""
+        fleet, found = self._plane.fleet, dict[Device, list[Life]]((device, []) for device in devices)
+        for ring in {device.ring for device in devices}:
+            some = [device for device in devices if device.ring == ring]
+            for name in fleet.products(ring):
+                for device, life in zip(some, fleet.lives(name, ring, some), strict=True):
+                    found[device].append(life)
+        return found
+
+    def _computer(self, device: Device, lives: list[Life], sections: set[str]) -> Document:
         told: Document = {"id": str(computer_id(device)), "udid": f"udid-{computer_id(device)}"}
         if "GENERAL" in sections:
             told["general"] = self._general(device, lives)

@@ -41,6 +41,7 @@ class Activities:
         self._plane = plane
         self._table = plane.table("activities")
         self._settings = plane.table("archive")
+        self._counts: dict[int, tuple[int, int, int]] = {}
 
     @property
     def archive(self) -> Archive:
@@ -169,19 +170,23 @@ class Activities:
 
     def counted(self, row: Document) -> Document:
         """An activity with what became of its parts, as REST v2 lists it."""
-        statuses = [part["activity_status"] for part in self.children(row)]
-        bad, good = sum(each in BAD for each in statuses), sum(each in GOOD for each in statuses)
+        bad, good, total = self._count(row)
         told = {**self.shown(row), "parent_id": None, "computer": None}
         del told["computer_id"]
-        over = bad + good == len(statuses)
+        over = bad + good == total
         told["activity_status"] = ("failed" if bad else "succeeded") if over else told["activity_status"]
         counts = {"good": good, "warning": 0, "bad": bad}
-        return {
-            **told,
-            "children_count": len(statuses),
-            "children_statuses": counts,
-            "computer_count": len(statuses),
-        }
+        return {**told, "children_count": total, "children_statuses": counts, "computer_count": total}
+
+    def _count(self, row: Document) -> tuple[int, int, int]:
+        """How many parts went badly, how many well, and how many there are; remembered once all are over."""
+        if row["id"] in self._counts:
+            return self._counts[row["id"]]
+        statuses = [part["activity_status"] for part in self.children(row)]
+        bad, good = sum(each in BAD for each in statuses), sum(each in GOOD for each in statuses)
+        if bad + good == len(statuses):
+            self._counts[row["id"]] = bad, good, len(statuses)
+        return bad, good, len(statuses)
 
     def children(self, row: Document) -> Iterator[Document]:
         """The part of each computer that the action had something to do on when it was asked for."""

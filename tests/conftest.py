@@ -2,7 +2,7 @@
 """Fixtures that everybody may use. Servers live as long as the run; what a test writes is its own."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
+from sandbox.main import serving
+from tests.sandbox.stage import Stage
 from tests.servers import Servers, Template, open_servers, open_template
 
 if TYPE_CHECKING:
@@ -37,6 +39,14 @@ async def template(servers: Servers) -> AsyncIterator[Template]:
     """The migrated database that others are copies of."""
     async with open_template(servers.database_url) as template:
         yield template
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    """The socket on which tests serve sandboxes of their own, one at a time."""
+    stage = Stage()
+    with serving(stage) as stage.url:
+        yield stage
 
 
 @pytest.fixture

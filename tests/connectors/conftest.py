@@ -4,7 +4,7 @@
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -21,8 +21,9 @@ from app.connectors.packages import PACKAGE
 from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.resilience import RetryProfile
-from sandbox.main import create_app, serving
+from sandbox.main import create_app
 from tests.connectors.contract_check import CONTRACTS_OF, Recorder
+from tests.sandbox.stage import Stage
 
 SCALE = 0.05
 BLOCK = 4096
@@ -99,14 +100,17 @@ def plane() -> Plane:
 
 
 @pytest.fixture
-def sandbox(plane: Plane) -> Iterator[Sandbox]:
+async def sandbox(plane: Plane, stage: Stage) -> AsyncIterator[Sandbox]:
     """Served over a real socket; at the end every exchange must have been one the contract allows."""
     ahead = [0.0]
-    recorder = Recorder(create_app(scale=SCALE, clock=lambda: time.time() + ahead[0]))
-    with serving(recorder) as url:
-        running = Sandbox(url, recorder, ahead, plane)
+    app = create_app(scale=SCALE, clock=lambda: time.time() + ahead[0])
+    recorder = Recorder(app)
+    async with app.router.lifespan_context(app):
+        stage.app = recorder
+        running = Sandbox(stage.url, recorder, ahead, plane)
         yield running
         running.http.close()
+        stage.app = None
     known = [contract for contract in CONTRACTS_OF.get(plane, ()) if contract.is_at_hand]
     pairs = product(known, recorder.exchanges)
     assert [problem for contract, exchange in pairs for problem in contract.problems(exchange)] == []

@@ -1,44 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sandbox of each test's own, behind one real socket for all."""
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sandbox.main import create_app, serving
+from sandbox.main import create_app
 from tests.sandbox.contract import FOLDER, Contract
+from tests.sandbox.stage import Stage
 from tests.sandbox.tenant import Clock, Tenant
-
-
-@dataclass
-class Stage:
-    """Serves whichever sandbox is on, for starting a server takes longer than most tests."""
-
-    app: ASGIApp | None = None
-    url: str = ""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await follow_lifespan(receive, send)
-        elif self.app is not None:
-            await self.app(scope, receive, send)
-
-
-async def follow_lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        event = (await receive())["type"]
-        await send({"type": f"{event}.complete"})
-        if event == "lifespan.shutdown":
-            return
-
-
-@pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
-    stage = Stage()
-    with serving(stage) as stage.url:
-        yield stage
 
 
 @pytest.fixture(scope="session")
