@@ -114,12 +114,16 @@ def demo(
     *,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+    example: Annotated[str | None, typer.Option(metavar="NAME", help="One of examples/ instead.")] = None,
 ) -> None:
     """Carry two example rollouts out over a sandbox fleet and show what happens."""
     from app import demo as demonstration
+    from app import examples
 
     setproctitle("eucora demo")
-    sys.exit(demonstration.run(settings_of(data_dir), as_json=as_json))
+    if example not in {None, *examples.names()}:
+        fail(f"there is no example {example}; there are {', '.join(examples.names())}", code=2)
+    sys.exit(demonstration.run(settings_of(data_dir), as_json=as_json, example=example))
 
 
 @cli.command()
@@ -294,6 +298,29 @@ def ends_at(lasting: str | None) -> str | None:
     if unit is None or not lasting[:-1].isdecimal():
         raise typer.BadParameter("must be a number and s, m, h or d, as 30m", param_hint="--for")
     return (datetime.now(UTC) + timedelta(**{unit: int(lasting[:-1])})).isoformat()
+
+
+@cli.command()
+def planes(
+    *,
+    url: ApiUrl = "http://127.0.0.1:8000",
+    token: ApiToken,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show the planes: which are configured, what each can install, and what it cannot do."""
+    run(print_planes(url, token, as_json=as_json))
+
+
+async def print_planes(url: str, token: str, *, as_json: bool) -> None:
+    """Show them as asked for."""
+    from app import planes_view
+
+    async with api_client(url, token) as client:
+        found = await client.every("/planes")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        planes_view.show(found)
 
 
 @cli.command()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``eucora demo``: two rollouts side by side over a sandbox fleet; one goes back by itself."""
+"""``eucora demo``: two rollouts side by side over a sandbox fleet, one of which goes back; or one example."""
 
 import asyncio
 import json
@@ -36,6 +36,7 @@ class Story:
 
     name: str
     expected: str
+    intent: Json = field(default_factory=dict)
     deployment: Json = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
@@ -50,21 +51,31 @@ class Story:
         return self.deployment["status"] == self.expected and not self.findings
 
 
-def run(settings: Settings, *, as_json: bool) -> int:
-    """Run the demo; 0 only if one rollout completed and the other was taken back from what it touched."""
+def run(settings: Settings, *, as_json: bool, example: str | None = None) -> int:
+    """Run the demo; 0 only if every rollout came to what it should and touched what it says it did.
+
+    Without an ``example`` one rollout must complete, and the other be taken back.
+    """
     own = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "gate_policy": "demo"})
     say: Say = (lambda line: typer.echo(line, err=True)) if as_json else typer.echo
-    return asyncio.run(perform(own, say, as_json=as_json))
+    return asyncio.run(perform(own, stories_of(example), say, as_json=as_json))
 
 
-async def perform(settings: Settings, say: Say, *, as_json: bool) -> int:
-    """Start an installation, tell both stories on it, stop it."""
+def stories_of(example: str | None) -> Sequence[Story]:
+    """The two of the demo, or that of one example."""
+    if example is not None:
+        return (Story(example, "COMPLETED"),)
+    return (Story(GOOD, "COMPLETED"), Story(BAD, "ROLLED_BACK"))
+
+
+async def perform(settings: Settings, stories: Sequence[Story], say: Say, *, as_json: bool) -> int:
+    """Start an installation, tell the stories on it, stop it."""
     started = time.monotonic()
     plan = supervisor.Plan(settings=settings, port=supervisor.free_port())
     with supervisor.until_told_to_stop():
         async with supervisor.running(plan, report=say) as installation:
             say(f"everything runs after {time.monotonic() - started:.1f} s; the API is {installation.url}")
-            stories = await tell(installation, say, as_json=as_json)
+            await tell(installation, stories, say, as_json=as_json)
         took = time.monotonic() - started
         say(conclusion(stories, settings, took))
         if as_json:
@@ -73,23 +84,24 @@ async def perform(settings: Settings, say: Say, *, as_json: bool) -> int:
     return 130
 
 
-async def tell(installation: supervisor.Installation, say: Say, *, as_json: bool) -> Sequence[Story]:
-    """Submit both intents, follow them to the end, and ask the fleet itself what happened."""
-    stories = (Story(GOOD, "COMPLETED"), Story(BAD, "ROLLED_BACK"))
-    sandbox = f"{installation.settings.sandbox_url}/intune/_sandbox"
+async def tell(
+    installation: supervisor.Installation, stories: Sequence[Story], say: Say, *, as_json: bool
+) -> None:
+    """Submit the intents, follow them to the end, and ask the fleets themselves what happened."""
+    sandbox = str(installation.settings.sandbox_url)
     async with Client(installation.url, installation.token) as client:
-        await spoil(sandbox, examples.folder() / f"{BAD}.json")
         for story in stories:
-            story.deployment = await submit(
-                client, examples.make(story.name, installation.place.path / "examples")
-            )
+            story.intent = read(examples.make(story.name, installation.place.path / "examples"))
+            if story.name == BAD:
+                await spoil(f"{sandbox}/intune/_sandbox", story.intent)
+            story.deployment = await submit(client, story.intent)
         if as_json or not sys.stdout.isatty():
             await follow_in_lines(client, stories, say)
         else:
             await follow_in_bars(client, stories)
         for story in stories:
-            story.findings = await witness(client, sandbox, story)
-    return stories
+            for plane in story.deployment["planes"]:
+                story.findings += await witness(client, f"{sandbox}/{plane}/_sandbox", story, plane)
 
 
 def read(intent: Path) -> Json:
@@ -98,17 +110,16 @@ def read(intent: Path) -> Json:
     return body
 
 
-async def spoil(sandbox: str, example: Path) -> None:
+async def spoil(sandbox: str, intent: Json) -> None:
     """Have some devices of one ring fail one application."""
-    name = read(example)["app_name"]
-    plan = {"apps": {name: {BAD_RING: {"fail": BAD_SHARE}}}}
+    plan = {"apps": {intent["app_name"]: {BAD_RING: {"fail": BAD_SHARE}}}}
     async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         (await http.put(f"{sandbox}/fleet", json=plan)).raise_for_status()
 
 
-async def submit(client: Client, intent: Path) -> Json:
+async def submit(client: Client, body: Json) -> Json:
     """Submit an intent; one that an interrupted demo left under way is finished first."""
-    body, deadline = read(intent), time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return await client.post("/deployments", body)
@@ -119,7 +130,7 @@ async def submit(client: Client, intent: Path) -> Json:
 
 
 async def follow(client: Client, stories: Sequence[Story]) -> AsyncIterator[Sequence[Story]]:
-    """Read both deployments again and again until both are over, or the patience is."""
+    """Read the deployments again and again until all are over, or the patience is."""
     deadline = time.monotonic() + PATIENCE
     while True:
         for story in stories:
@@ -141,21 +152,21 @@ async def follow_in_lines(client: Client, stories: Sequence[Story], say: Say) ->
 
 
 async def follow_in_bars(client: Client, stories: Sequence[Story]) -> None:
-    """Draw both deployments until they are over."""
+    """Draw the deployments until they are over."""
     with Live(console=Console(), auto_refresh=False) as live:
         async for now in follow(client, stories):
             pictures = [Padding(rings_view.drawn(story.deployment), (1, 0, 0, 0)) for story in now]
             live.update(Group(*pictures), refresh=True)
 
 
-async def witness(client: Client, sandbox: str, story: Story) -> list[str]:
-    """What the fleet's own record says against the ledger; nothing if they agree.
+async def witness(client: Client, sandbox: str, story: Story, plane: str) -> list[str]:
+    """What a plane's own record says against the ledger; nothing if they agree.
 
     Every device that ever handled the application is in the ledger, every device the ledger calls done
     handled it, and after a rollback none has it.
     """
-    ledger = await client.every(f"/deployments/{story.deployment['id']}/devices")
-    fleet = await handled(sandbox, story.deployment)
+    ledger = await client.every(f"/deployments/{story.deployment['id']}/devices", plane=plane)
+    fleet = await handled(sandbox, product_of(story.intent, plane), story.intent["version"])
     known = {device["device_id"] for device in ledger}
     done = {device["device_id"] for device in ledger if device["state"] in {"SUCCEEDED", "FAILED"}}
     touched = {device["device_id"] for device in fleet}
@@ -166,12 +177,16 @@ async def witness(client: Client, sandbox: str, story: Story) -> list[str]:
     return findings
 
 
-async def handled(sandbox: str, deployment: Json) -> list[Json]:
-    """The devices of the fleet that ever did something with the deployment's application."""
-    version = deployment["app_version"]
+def product_of(intent: Json, plane: str) -> str:
+    """What the plane's fleet calls the application: a Debian package goes by its own name."""
+    package = intent["packages"][plane] if "packages" in intent else intent["package"]
+    return str(package["name"] if package["kind"] == "deb" else intent["app_name"])
+
+
+async def handled(sandbox: str, product: str, version: str) -> list[Json]:
+    """The devices of the fleet that ever did something with that version of the application."""
     async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
-        asked = {"product": deployment["app_name"], "version": version}
-        answer = await http.get(f"{sandbox}/devices", params=asked)
+        answer = await http.get(f"{sandbox}/devices", params={"product": product, "version": version})
     devices: list[Json] = answer.raise_for_status().json()["items"]
     for device in devices:
         device["installed"] = [has for has in device["installed"] if has["version"] == version]
@@ -200,7 +215,9 @@ def told_of(story: Story) -> list[str]:
     if story.as_expected and story.expected == "ROLLED_BACK":
         sentence += f": {BAD_RING} failed its gate, and all {touched} devices it was sent to are as they were"
     elif story.as_expected:
-        sentence += f": {touched} devices in {len(deployment['lanes'])} rings have it"
+        where = f" on {', '.join(deployment['planes'])}" if len(deployment["planes"]) > 1 else ""
+        rings = len({lane["ring"] for lane in deployment["lanes"]})
+        sentence += f": {touched} devices in {rings} rings{where} have it"
     else:
         sentence += f" and should be {story.expected}"
     return [sentence + ".", *(f"  but {finding}" for finding in story.findings[:10])]

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 import app
 from app import admin, examples
 from app.children import Child, ChildFailed, Recipe, Report, say_yes, stop_leftovers
+from app.connectors.catalogue import MANIFESTS
 from app.data_folder import DataFolder, open_data_folder
 from app.database import database_url
 from app.embedded import embedded_postgres, embedded_valkey
@@ -312,7 +313,7 @@ def greeting(installation: Installation) -> str:
         [
             f"EUCORA runs at {installation.url} (its documentation: {installation.url}/docs)",
             f"  admin token    {installation.token}",
-            f"  sandbox planes {sandbox}/intune"
+            f"  sandbox planes {sandbox}/{{{','.join(plane.value for plane in MANIFESTS)}}}"
             if sandbox
             else "  planes         as configured; `eucora check` asks them",
             f"  gate policy    {installation.settings.gate_policy}{policy_hint(installation.settings)}",

@@ -31,7 +31,9 @@ class Archive(BaseModel):
     approval: bool = False
 
 
-DEFAULT_ARCHIVE = Archive(packages={"example-editor": "4.2.1-1", "firefox": "143.0.1"})
+DEFAULT_ARCHIVE = Archive(
+    packages={"example-editor": "4.2.1-1", "example-agent": "2.6.0", "firefox": "143.0.1"}
+)
 
 
 class Activities:
