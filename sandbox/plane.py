@@ -176,16 +176,12 @@ class PlaneApp:
         """Devices on which something happened; with ``app``, or ``product`` and ``version``, to that only."""
         given = request.query_params
         product, version, app_id = given.get("product"), given.get("version"), given.get("app")
-        items = [
-            self._device(device, lives)
-            for ring in RINGS
-            for device, lives in self._lives(ring, product)
-            if any(
-                version in {None, step.version} and app_id in {None, step.app_id}
-                for life in lives
-                for step in life.steps
-            )
-        ]
+        items = []
+        for ring in RINGS:
+            for device, lives in self._lives(ring, product):
+                told = [life for life in lives if has_step(life, version=version, app_id=app_id)]
+                if told:
+                    items.append(self._device(device, told))
         return JSONResponse({"items": items})
 
     def _lives(self, ring: Ring, product: str | None) -> list[tuple[Device, list[Life]]]:
@@ -213,6 +209,11 @@ class PlaneApp:
                 for step in steps
             ],
         }
+
+
+def has_step(life: Life, *, version: str | None, app_id: str | None) -> bool:
+    """Whether something happened to a product in that version and of that application."""
+    return any(version in {None, step.version} and app_id in {None, step.app_id} for step in life.steps)
 
 
 def action_of(scope: Scope) -> str | None:

@@ -153,10 +153,7 @@ class Handshakes:
     def __init__(self, plane: Plane) -> None:
         self._running: WeakKeyDictionary[Any, spnego.ContextProxy] = WeakKeyDictionary()
         self._known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        users = plane.spool / "users"
-        users.parent.mkdir(parents=True, exist_ok=True)
-        users.write_text("".join(f"{DOMAIN}:{name}:{secret}\n" for name, secret in sandbox.CLIENTS.items()))
-        self._users = str(users)
+        self._users = plane.spool / "users"
 
     def require(self, request: Request) -> None:
         """Refuse who has not shown who he is, on this connection or by HTTP Basic."""
@@ -167,12 +164,20 @@ class Handshakes:
         elif basic_client(request) is None and self._known.get(connection) is None:
             raise refused()
 
+    def _tell_users(self) -> None:
+        """Where the library looks for passwords."""
+        if not self._users.exists():
+            known = (f"{DOMAIN}:{name}:{secret}\n" for name, secret in sandbox.CLIENTS.items())
+            self._users.parent.mkdir(parents=True, exist_ok=True)
+            self._users.write_text("".join(known))
+        os.environ["NTLM_USER_FILE"] = str(self._users)
+
     def _step(self, connection: Any, scheme: str, token: str) -> None:
         """One leg; the first of a handshake makes the connection a stranger's again."""
         self._known.pop(connection, None)
         context = self._running.get(connection)
         if context is None:
-            os.environ["NTLM_USER_FILE"] = self._users  # where the library looks
+            self._tell_users()
             context = spnego.server(protocol=scheme.lower(), service="HTTP", hostname="sandbox")
             self._running[connection] = context
         try:

@@ -166,10 +166,11 @@ async def set_target(running: Up, name: str, target: Mapping[str, str]) -> None:
 
 
 async def targets_of(running: Up) -> dict[str, dict[str, object]]:
-    """The stored targets by ring."""
+    """Intune's stored targets by ring."""
     async with client_of(running) as client:
         answer = await client.get("/targets")
-    return {target["ring"]: target for target in answer.raise_for_status().json()["items"]}
+    items = answer.raise_for_status().json()["items"]
+    return {target["ring"]: target for target in items if target["plane"] == "intune"}
 
 
 def client_of(running: Up) -> httpx.AsyncClient:

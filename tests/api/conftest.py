@@ -28,6 +28,8 @@ from tests.waiting import eventually
 
 BOOTSTRAP = "eucora_bootstrap-for-tests"
 NOBODY_LISTENS = "http://127.0.0.1:9"
+HALF = {"jamf": {"client_id": SecretStr("me")}, "ansible": {"username": SecretStr("me")}}
+"""Planes whose settings do not do, so that they are not configured."""
 """Configures the planes without one being there: the API never calls them."""
 
 Submit = Callable[..., Awaitable[dict[str, Any]]]
@@ -52,10 +54,9 @@ async def own_redis(settings: Settings, database: int = OWN_DATABASE) -> Setting
 
 @pytest.fixture
 def api_settings(settings: Settings) -> Settings:
-    """With a bootstrap token, and Intune configured."""
-    return settings.model_copy(
-        update={"bootstrap_token": SecretStr(BOOTSTRAP), "sandbox_url": NOBODY_LISTENS}
-    )
+    """With a bootstrap token, and planes configured, of which two lack a setting."""
+    own = {"bootstrap_token": SecretStr(BOOTSTRAP), "sandbox_url": NOBODY_LISTENS, "planes": HALF}
+    return settings.model_copy(update=own)
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ async def standing_app(template: Template, servers: Servers) -> AsyncIterator[Fa
             gate_policy="demo",
             bootstrap_token=SecretStr(BOOTSTRAP),
             sandbox_url=NOBODY_LISTENS,
+            planes=HALF,
         )
         async with started(await own_redis(settings, STANDING_DATABASE)) as app:
             await set_targets(app.state.service.runtime)

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from app.connectors.contract import Plane, Target, TargetKind
 from app.domain import planes, targets
@@ -24,8 +25,9 @@ def sandbox_url() -> Iterator[str]:
 
 @pytest.fixture
 async def runtime(settings: Settings, sandbox_url: str) -> AsyncIterator[Runtime]:
-    """With Intune at the sandbox, and nothing else."""
-    own = settings.model_copy(update={"sandbox_url": sandbox_url})
+    """With the planes at the sandbox; only Jamf lacks a setting."""
+    planes = {"jamf": {"client_id": SecretStr("me")}}
+    own = settings.model_copy(update={"sandbox_url": sandbox_url, "planes": planes})
     async with open_runtime(own, process="test") as runtime:
         yield runtime
 
