@@ -129,12 +129,18 @@ def processes_below(parent: int) -> list[tuple[int, str]]:
 
 
 @asynccontextmanager
-async def open_world(settings: Settings, folder: Path, *, workers: int = 2) -> AsyncIterator[World]:
+async def open_world(
+    settings: Settings,
+    folder: Path,
+    *,
+    workers: int = 2,
+    breakers: Mapping[str, BreakerSettings] | None = None,
+) -> AsyncIterator[World]:
     """Start everything, with a small quick fleet and quick gates; stop it at the end."""
     quick = {
         "gate_policy": quick_policy(folder),
         "worker": WorkerSettings(lease=4, heartbeat=1, completion_wait=3),
-        "breakers": {"intune": BreakerSettings(reset_timeout=5)},
+        "breakers": dict(breakers or {"intune": BreakerSettings(reset_timeout=5)}),
     }
     own = settings.model_copy(update={"data_dir": folder / "data", **quick})
     plan = supervisor.Plan(settings=own, port=supervisor.free_port(), workers=workers)

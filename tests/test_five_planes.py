@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rollouts on every plane, and one across three, while all planes misbehave and are away for a minute."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app import examples
+from app.client import Json
+from app.connectors.contract import Plane
+from app.settings import BreakerSettings, Settings
+from tests.installation import FLEET, World, open_world
+from tests.waiting import eventually
+
+NAMES = (
+    "firefox",
+    "jamf-firefox",
+    "sccm-example-editor",
+    "landscape-example-editor",
+    "ansible-example-agent",
+    "three-planes",
+)
+OUTAGE_SECONDS = 60.0
+WEATHER = [
+    {"path": "/[!_]*", "probability": 0.05, "status": 503},
+    {"path": "/[!_]*", "probability": 0.01, "reset": True},
+    {"path": "/[!_]*", "probability": 0.01, "reset": True, "after": True},
+]
+"""One request in twenty is refused, one in fifty ends in a reset, half of those after it was carried out."""
+MADE_ONCE = {"mobileApp", "mobileAppAssignment", "package", "policy", "deployment", "activity", "job"}
+
+
+@pytest.fixture
+async def stormy_world(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """An installation of the test's own; what opened is tried again soon."""
+    quick = {plane.value: BreakerSettings(reset_timeout=3) for plane in Plane}
+    folder = tmp_path_factory.mktemp("five-planes")
+    async with open_world(settings, folder, breakers=quick) as world:
+        for plane in Plane:
+            await control(world, plane, "fleet", FLEET)
+        yield world
+
+
+async def control(world: World, plane: str, what: str, body: object = None) -> Any:
+    """Ask a plane's control, or tell it something."""
+    url = f"{world.installation.settings.sandbox_url}/{plane}/_sandbox/{what}"
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+        answer = await (http.get(url) if body is None else http.put(url, json=body))
+    return answer.raise_for_status().json()
+
+
+async def all_faults(world: World, items: list[dict[str, Any]]) -> None:
+    await asyncio.gather(*(control(world, plane, "faults", {"items": items}) for plane in Plane))
+
+
+async def submitted(world: World, name: str) -> Json:
+    """An example up to PILOT."""
+    intent = json.loads(examples.make(name, world.folder / "packages").read_text())
+    return await world.client.post("/deployments", intent | {"target_ring": "PILOT"})
+
+
+async def test_all_planes_complete_through_faults_and_a_minute_without_any_of_them(
+    stormy_world: World,
+) -> None:
+    world = stormy_world
+    await all_faults(world, WEATHER)
+    deployments = await asyncio.gather(*(submitted(world, name) for name in NAMES))
+    await asyncio.gather(*(left_lab(world, deployment) for deployment in deployments))
+
+    await all_faults(world, [{"path": "/[!_]*", "reset": True}])
+    began = time.monotonic()
+    held = await eventually(
+        lambda: statuses(world, deployments), within=OUTAGE_SECONDS, until=lambda now: "WAITING_PLANE" in now
+    )
+    await eventually(lambda: time.monotonic() - began, within=90, until=lambda gone: gone >= OUTAGE_SECONDS)
+    assert not {"FAILED", "ROLLING_BACK", "ROLLED_BACK"} & (held | await statuses(world, deployments))
+    await all_faults(world, WEATHER)
+
+    ended = [await world.ended(deployment, within=180) for deployment in deployments]
+
+    for deployment in ended:
+        told = [
+            (lane["plane"], lane["ring"], lane["success_count"], lane["targeted"])
+            for lane in deployment["lanes"]
+        ]
+        assert deployment["status"] == "COMPLETED", deployment
+        assert all(success == targeted > 0 for _, _, success, targeted in told), told
+        assert not any(lane["failure_count"] for lane in deployment["lanes"])
+        await made_once(world, deployment)
+
+
+async def left_lab(world: World, deployment: Json) -> None:
+    await eventually(
+        lambda: world.client.deployment(deployment["id"]),
+        within=90,
+        until=lambda now: any(lane["status"] == "PROMOTED" for lane in now["lanes"]),
+        every=0.3,
+    )
+
+
+async def statuses(world: World, deployments: list[Json]) -> set[str]:
+    found = [await world.client.deployment(deployment["id"]) for deployment in deployments]
+    return {lane["status"] for deployment in found for lane in deployment["lanes"]}
+
+
+async def made_once(world: World, deployment: Json) -> None:
+    """No effect made two objects on any plane."""
+    keys = {effect["key"] for effect in await world.effects_of(deployment)}
+    for plane in deployment["planes"]:
+        objects = await control(world, plane, "objects")
+        made = Counter(
+            (item["type"], item["effect_key"])
+            for item in objects
+            if item["effect_key"] in keys and item["type"] in MADE_ONCE
+        )
+        assert made
+        assert set(made.values()) == {1}, made
