@@ -6,6 +6,7 @@
 
 import base64
 import os
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -140,7 +141,9 @@ class Sccm:
 
     async def _deploy(self, request: Request) -> Response:
         row = self._deployments.create(await read(request, NewDeployment), effect_of(request))
-        return JSONResponse({"@odata.etag": "FC1", **self._deployments.shown(row)}, 201)
+        context = f"{request.base_url}AdminService/wmi/$metadata#SMS_ApplicationAssignment/$entity"
+        told = {"@odata.context": context, "@odata.etag": "FC1", **self._deployments.shown(row)}
+        return JSONResponse(told, 201)
 
     async def _withdraw(self, request: Request) -> Response:
         self._deployments.delete(str(request.path_params["id"]))
@@ -182,7 +185,7 @@ class Handshakes:
             self._running[connection] = context
         try:
             answer = context.step(base64.b64decode(token))
-        except (SpnegoError, ValueError) as error:
+        except (SpnegoError, ValueError, struct.error) as error:
             self._running.pop(connection, None)
             raise refused() from error
         if not context.complete:

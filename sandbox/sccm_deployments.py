@@ -193,8 +193,7 @@ class Deployments:
 
     def shown(self, row: Document) -> Document:
         """``SMS_ApplicationAssignment``."""
-        unique = str(uuid5(NAMESPACE_URL, f"eucora-sandbox/deployment/{row['id']}")).upper()
-        told = {"AssignmentID": row["id"], "AssignmentUniqueID": f"{{{unique}}}", "Enabled": True}
+        told = {"AssignmentID": row["id"], "AssignmentUniqueID": unique_id(row), "Enabled": True}
         return {"__LAZYPROPERTIES": [], **told, **row["body"]}
 
     def rows(self) -> Iterator[Document]:
@@ -224,6 +223,10 @@ class Deployments:
             "AppName": body["ApplicationName"],
             "AppStatusType": status,
             "AssignmentID": row["id"],
+            "AssignmentUniqueID": unique_id(row),
+            "ComplianceState": 1 if status == SUCCESS else 2,
+            "InstalledState": 2 if status == SUCCESS else 1,
+            "Revision": 1,
             "CollectionID": body["TargetCollectionID"],
             "CollectionName": body["CollectionName"],
             "DeploymentIntent": body["DesiredConfigType"],
@@ -234,6 +237,12 @@ class Deployments:
             "Technology": "Script",
             "UserName": "",
         }
+
+
+def unique_id(row: Document) -> str:
+    """A deployment's other name."""
+    unique = uuid5(NAMESPACE_URL, f"eucora-sandbox/deployment/{row['id']}")
+    return f"{{{str(unique).upper()}}}"
 
 
 def status_of(row: Document, order: Order | None, life: Life) -> int:

@@ -213,6 +213,12 @@ class ResilientClient(httpx.AsyncClient):
             await self._handshakes.aclose()
         await super().aclose()
 
+    async def __aexit__(self, *ended: object) -> None:
+        """The same: httpx closes its transport only."""
+        if self._handshakes is not None:
+            await self._handshakes.aclose()
+        await super().__aexit__(*ended)
+
     def _redirected(self, request: httpx.Request, target: httpx.URL) -> httpx.Request:
         if _origin(target) != _origin(request.url):
             raise PermanentError(

@@ -3,6 +3,7 @@
 
 import base64
 import re
+import struct
 from collections.abc import Generator
 from typing import Literal
 
@@ -15,6 +16,8 @@ from app.resilience.errors import AuthError
 
 Protocol = Literal["negotiate", "ntlm"]
 MOST_LEGS = 4
+SENSELESS = (SpnegoError, ValueError, struct.error)
+"""What the library raises where a service says something that is no handshake."""
 
 
 class WindowsAuth(httpx.Auth):
@@ -73,16 +76,16 @@ class WindowsAuth(httpx.Auth):
                 service="HTTP",
                 protocol=scheme.lower(),
             )
-        except SpnegoError as error:
+        except SENSELESS as error:
             raise self._refused(error) from error
 
     def _step(self, context: spnego.ContextProxy, token: bytes | None) -> bytes | None:
         try:
             return context.step(token)
-        except SpnegoError as error:
+        except SENSELESS as error:
             raise self._refused(error) from error
 
-    def _refused(self, error: SpnegoError) -> AuthError:
+    def _refused(self, error: Exception) -> AuthError:
         return AuthError(f"Windows authentication failed: {type(error).__name__}", service=self._service)
 
 

@@ -216,3 +216,19 @@ def assignment(
 ) -> Assignment:
     """An assignment of the application under a key of its deployment."""
     return Assignment(f"{app.marker}/CANARY/{action}", app, app_id, target, previous_id)
+
+
+@pytest.fixture
+async def connect(sandbox: Sandbox, tmp_path: Path, files: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Connectors of the sandbox's plane, closed at the end."""
+    from tests.connectors.connecting import connector_of
+
+    made: list[catalogue.OpenConnector] = []
+
+    def connecting(**settings: str) -> catalogue.OpenConnector:
+        made.append(connector_of(sandbox, tmp_path / f"spool-of-{len(made)}", files, **settings))
+        return made[-1]
+
+    yield connecting
+    for connector in made:
+        await connector.aclose()

@@ -208,6 +208,63 @@ class Contract:
         return names
 
 
+class Examples:
+    """Example bodies of a vendor without a document: what both sides say must have their shape.
+
+    Our requests have no member that no example has; the sandbox's answers have each member of the example's,
+    of the same type.
+    """
+
+    def __init__(self, name: str, *, below: str) -> None:
+        self._file = CONTRACTS / f"{name}.examples.json"
+        self._below = below
+
+    @property
+    def is_at_hand(self) -> bool:
+        return self._file.exists()
+
+    @cached_property
+    def document(self) -> Json:
+        read: Json = json.loads(self._file.read_text("utf-8"))
+        return {name: example for name, example in read.items() if not name.startswith("_")}
+
+    def problems(self, exchange: Exchange) -> list[str]:
+        """What is not as in the example of the same call; nothing of a call without one."""
+        if exchange.staged or not exchange.path.startswith(self._below) or "/_sandbox/" in exchange.path:
+            return []
+        fits = [example for example in self.document.values() if self._is_of(example, exchange)]
+        told = [problem for example in fits[:1] for problem in self._compared(example, exchange)]
+        return [f"{exchange.method} {exchange.path}?{exchange.query}: {problem}" for problem in told]
+
+    def _is_of(self, example: Json, exchange: Exchange) -> bool:
+        asked, given = example["request"], dict(parse_qsl(exchange.query))
+        action = asked.get("query", {}).get("action")
+        same = asked["path"] == exchange.path.removeprefix(self._below) and asked["method"] == exchange.method
+        as_answered = bool(example["response"]["status"] == exchange.status)
+        return same and given.get("action") == action and as_answered
+
+    def _compared(self, example: Json, exchange: Exchange) -> list[str]:
+        known = example["request"].get("body")
+        sent = json.loads(exchange.request) if known and exchange.request else {}
+        told = [f"no example sends {name}" for name in sent if name not in (known or {})]
+        if not isinstance(example["response"]["body"], dict | list):
+            return told
+        return [*told, *unlike(example["response"]["body"], json.loads(exchange.answer), "$")]
+
+
+def unlike(example: Any, answer: Any, place: str) -> list[str]:
+    """Where an answer lacks a member of the example, or has another type; null stands for any type."""
+    if isinstance(example, dict) and isinstance(answer, dict):
+        told = [f"{place} has no {name}" for name in example if name not in answer]
+        inner = [unlike(example[name], answer[name], f"{place}.{name}") for name in example if name in answer]
+        return [*told, *(problem for found in inner for problem in found)]
+    if isinstance(example, list) and isinstance(answer, list):
+        first = example[:1]
+        return [problem for one in first for each in answer for problem in unlike(one, each, f"{place}[]")]
+    free = example is None or answer is None or "None" in (example, answer)
+    return [] if free or type(example) is type(answer) else [f"{place} is {answer!r}, as {example!r}"]
+
+
 UNDECLARED = {401, 429, 503}
 """What any service may answer, whether its document says so or not."""
 
@@ -239,12 +296,16 @@ AWX = Contract(
     below="/ansible",
     # AWX's guide "Filtering": any field, with lookups; serializers: all_hosts is hosts with groups below
     lookups=("name", "job_template", "order_by", "page", "page_size", "enabled", "event__in", "host__in"),
-    beyond=(r"/api/v2/groups/[0-9]+/all_hosts/",),
+    beyond=(r"/api/v2/groups/[0-9]+/all_hosts/", r"/api/controller/v2/.*"),
 )
 JAMF = Contract("jamf-pro", below="/jamf/api")
 JAMF_CLASSIC = Contract("jamf-classic", below="/jamf/JSSResource", shallow=True)
-CONTRACTS_OF: dict[Plane, Sequence[Contract]] = {
+SCCM = Examples("sccm", below="/sccm")
+LANDSCAPE = Examples("landscape", below="/landscape")
+CONTRACTS_OF: dict[Plane, Sequence[Contract | Examples]] = {
     Plane.INTUNE: (GRAPH,),
     Plane.JAMF: (JAMF, JAMF_CLASSIC),
+    Plane.SCCM: (SCCM,),
+    Plane.LANDSCAPE: (LANDSCAPE,),
     Plane.ANSIBLE: (AWX,),
 }

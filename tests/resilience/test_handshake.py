@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Authentication that belongs to a connection, and bodies read from disk, against real servers."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from app.resilience import BreakerPolicy, FileBody, Safety, ServiceBreaker, create_resilient_client
+from app.resilience.auth import Fixed
+from app.resilience.errors import AuthError, CallError
+from app.resilience.http import ResilientClient
+from app.resilience.windows import WindowsAuth, challenge
+from sandbox.main import create_app, serving
+from tests.resilience.conftest import Make
+from tests.resilience.misbehaving import answer, misbehaving
+
+WMI = "/sccm/AdminService/wmi/SMS_Site"
+PASSWORD = "sandbox-secret"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    """A service that authenticates connections."""
+    with serving(create_app(scale=0.05)) as url:
+        yield url
+
+
+def client_of(url: str, *, password: str = PASSWORD, protocol: str = "negotiate") -> ResilientClient:
+    auth = WindowsAuth("sccm", r"SANDBOX\sandbox", SecretStr(password), protocol)  # type: ignore[arg-type]
+    never = ServiceBreaker("sccm", BreakerPolicy(fail_max=10_000, minimum_calls=10_000))
+    return create_resilient_client("sccm", base_url=url, auth=auth, max_concurrency=4, breaker=never)
+
+
+@pytest.mark.parametrize("protocol", ["negotiate", "ntlm"])
+async def test_many_calls_share_few_authenticated_connections(service: str, protocol: str) -> None:
+    async with client_of(service, protocol=protocol) as client:
+        answers = await asyncio.gather(*(client.get(WMI) for _ in range(20)))
+
+        assert {answer.status_code for answer in answers} == {200}
+        assert client._handshakes is not None
+        assert 1 <= len(client._handshakes._all) <= 4
+
+
+@pytest.mark.parametrize("protocol", ["negotiate", "ntlm"])
+async def test_a_wrong_password_is_refused_and_never_told(service: str, protocol: str) -> None:
+    async with client_of(service, password="top-secret", protocol=protocol) as client:
+        with pytest.raises(AuthError) as raised:
+            await client.get(WMI)
+
+    assert "top-secret" not in str(raised.value)
+    assert "top-secret" not in repr(vars(client))
+
+
+async def test_what_repeats_the_password_has_it_cut_out() -> None:
+    async with (
+        misbehaving(answer(400, b"you said top-secret")) as server,
+        client_of(server.url, password="top-secret") as client,
+    ):
+        with pytest.raises(CallError) as raised:
+            await client.get("/")
+
+    assert str(raised.value).endswith("you said ***")
+
+
+async def test_a_service_that_asks_for_something_else_refuses() -> None:
+    refusal = answer(401, b"", WWW_Authenticate="Digest realm=x")
+    async with misbehaving(refusal) as server, client_of(server.url) as client:
+        with pytest.raises(AuthError):
+            await client.get("/")
+
+    assert len(server.received) == 1
+
+
+async def test_a_challenge_that_makes_no_sense_is_a_refusal() -> None:
+    refusal = answer(401, b"", WWW_Authenticate="NTLM bm9uc2Vuc2U=")
+    async with misbehaving(refusal) as server, client_of(server.url) as client:
+        with pytest.raises(AuthError, match="Windows authentication failed"):
+            await client.get("/")
+
+
+async def test_a_connection_that_broke_in_a_handshake_is_not_used_again(service: str) -> None:
+    async with client_of(service) as client:
+        await client.get(WMI)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.0001):
+                await client.get(WMI)
+
+        assert (await client.get(WMI)).status_code == 200
+
+
+def test_a_challenge_is_found_among_others() -> None:
+    told = httpx.Response(
+        401, headers=[("www-authenticate", "Basic realm=x"), ("www-authenticate", "NTLM YWJj")]
+    )
+
+    assert challenge(told, "NTLM") == b"abc"
+    assert challenge(told, "Negotiate") is None
+
+
+async def test_a_fixed_credential_is_sent_and_refused_once(make: Make) -> None:
+    basic = Fixed.basic("intune", "me", SecretStr("hidden"))
+    async with misbehaving(answer(200, b"ok"), answer(401, b"no")) as server:
+        client = make(server, auth=basic)
+        await client.get("/")
+        with pytest.raises(AuthError, match="refused the credentials"):
+            await client.get("/")
+
+    assert [seen.headers["authorization"] for seen in server.received] == ["Basic bWU6aGlkZGVu"] * 2
+    assert "hidden" not in repr(basic)
+
+
+async def test_a_body_is_read_from_disk_each_time_it_is_sent(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(b"0123456789" * 100_000)
+    body = FileBody(b"head", file, b"tail", content_type="application/x-thing")
+    async with misbehaving(answer(503, b"later"), answer(200, b"ok")) as server:
+        client = make(server)
+        extensions = {"body": body, "safety": Safety.IDEMPOTENT}
+        done = await client.post("/", headers=body.headers, extensions=extensions)
+
+    assert done.status_code == 200
+    assert [seen.body for seen in server.received] == [b"head" + file.read_bytes() + b"tail"] * 2
+    assert server.received[0].headers["content-length"] == str(1_000_008)
+    assert server.received[0].headers["content-type"] == "application/x-thing"
