@@ -9,6 +9,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -213,11 +214,16 @@ class ResilientClient(httpx.AsyncClient):
             await self._handshakes.aclose()
         await super().aclose()
 
-    async def __aexit__(self, *ended: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
         """The same: httpx closes its transport only."""
         if self._handshakes is not None:
             await self._handshakes.aclose()
-        await super().__aexit__(*ended)
+        await super().__aexit__(kind, error, trace)
 
     def _redirected(self, request: httpx.Request, target: httpx.URL) -> httpx.Request:
         if _origin(target) != _origin(request.url):
