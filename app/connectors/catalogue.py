@@ -82,6 +82,8 @@ def _wrong(plane: Plane, found: ErrorDetails) -> tuple[str, str]:
     """A setting's variable, and what is wrong with it."""
     reasons = {"missing": "is not set", "extra_forbidden": "is no setting of this plane"}
     reason = reasons.get(found["type"], f"is wrong: {found['msg']}")
+    if found["type"] == "not_enough":  # of several settings together
+        return setting_name(plane, found["ctx"]["setting"]), f"is not set: {found['msg']}"
     return setting_name(plane, str(found["loc"][0])), reason
 
 

@@ -46,6 +46,24 @@ def test_a_wrong_setting_is_named_without_its_value(services: Services, name: st
     assert "hidden" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("plane", "given", "setting", "told"),
+    [
+        (Plane.ANSIBLE, {"username": "me"}, "TOKEN", "set TOKEN, or USERNAME and PASSWORD"),
+        (Plane.JAMF, {"client_id": "me"}, "CLIENT_ID", "set CLIENT_ID and CLIENT_SECRET, or USERNAME"),
+        (Plane.LANDSCAPE, {"email": "me"}, "ACCESS_KEY", "set ACCESS_KEY and SECRET_KEY, or EMAIL"),
+    ],
+    ids=str,
+)
+def test_credentials_of_which_no_way_is_complete_say_what_would_do(
+    *, services: Services, plane: Plane, given: dict[str, str], setting: str, told: str
+) -> None:
+    with pytest.raises(MissingSetting, match=told) as raised:
+        build(plane, {"base_url": "https://plane.example", **given}, services)
+
+    assert raised.value.setting == f"EUCORA_PLANES__{plane}__{setting}".upper()
+
+
 async def test_own_settings_win_over_the_sandbox(services: Services) -> None:
     async with open_planes({"intune": OWN}, "http://127.0.0.1:1", services) as planes:
         assert planes.connectors[Plane.INTUNE].base_url == "https://graph.microsoft.com/v1.0"
@@ -67,7 +85,7 @@ async def test_half_of_the_settings_are_not_replaced_by_the_sandbox(services: Se
     async with open_planes(
         {"intune": {"client_id": SecretStr("me")}}, "http://127.0.0.1:9", services
     ) as planes:
-        assert planes.connectors == {}
+        assert Plane.INTUNE not in planes.connectors
         assert "TOKEN_URL" in planes.unconfigured[Plane.INTUNE]
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, SecretStr, model_validator
 
 from app.connectors.absent import AbsentParts
 from app.connectors.ansible import wire
@@ -32,6 +32,7 @@ from app.connectors.contract import (
 )
 from app.connectors.rest import Headers, Json, Rest, effect_headers
 from app.connectors.services import Services
+from app.connectors.settings import ADDRESS, PlaneSettings, not_enough
 from app.resilience import Safety
 from app.resilience.auth import Authenticator, Fixed
 from app.resilience.errors import NotReady, NotThere, PermanentError, PolicyError
@@ -64,16 +65,14 @@ MANIFEST = Manifest(
 )
 
 
-class AnsibleSettings(BaseModel):
+class AnsibleSettings(PlaneSettings):
     """What an operator sets under ``EUCORA_PLANES__ANSIBLE__…``: a token, or a user with a password.
 
     ``base_url`` ends with the API's version: ``…/api/v2``, behind the platform gateway
     ``…/api/controller/v2``. Times in seconds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    base_url: str = Field(pattern=ADDRESS)
     token: SecretStr | None = Field(default=None, min_length=1)
     username: str | None = Field(default=None, min_length=1)
     password: SecretStr | None = Field(default=None, min_length=1)
@@ -84,7 +83,7 @@ class AnsibleSettings(BaseModel):
     def one_credential(self) -> "AnsibleSettings":
         """A token, or both of the others."""
         if self.token is None and (self.username is None or self.password is None):
-            raise ValueError("set TOKEN, or USERNAME and PASSWORD")
+            raise not_enough("token", "TOKEN, or USERNAME and PASSWORD")
         return self
 
     def authenticator(self) -> Authenticator:

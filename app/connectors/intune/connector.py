@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr
+from pydantic import BaseModel, Field, PositiveFloat, SecretStr
 
 from app.connectors.absent import AbsentParts
 from app.connectors.contract import (
@@ -34,6 +34,7 @@ from app.connectors.intune.graph import SERVICE, describe, effect_headers, graph
 from app.connectors.intune.upload import Pace, Upload
 from app.connectors.rest import Headers
 from app.connectors.services import Services
+from app.connectors.settings import ADDRESS, PlaneSettings
 from app.connectors.sources import Sources
 from app.resilience import TRANSIENT_RETRY, ResilientClient, Safety
 from app.resilience.auth import ClientCredentials, Grant
@@ -67,13 +68,11 @@ MANIFEST = Manifest(
 )
 
 
-class IntuneSettings(BaseModel):
+class IntuneSettings(PlaneSettings):
     """What an operator sets under ``EUCORA_PLANES__INTUNE__…``. Sizes in bytes, times in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    base_url: str = Field(default="https://graph.microsoft.com/v1.0", pattern=r"^https?://[^\s?#]+$")
-    token_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    base_url: str = Field(default="https://graph.microsoft.com/v1.0", pattern=ADDRESS)
+    token_url: str = Field(pattern=ADDRESS)
     client_id: str = Field(min_length=1)
     client_secret: SecretStr = Field(min_length=1)
     scope: str = "https://graph.microsoft.com/.default"

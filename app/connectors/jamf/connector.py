@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, SecretStr, model_validator
 
 from app.connectors.absent import AbsentParts
 from app.connectors.contract import (
@@ -34,6 +34,7 @@ from app.connectors.jamf.upload import Pace, Upload
 from app.connectors.jamf.wire import SERVICE
 from app.connectors.rest import Headers, Json, effect_headers
 from app.connectors.services import Services
+from app.connectors.settings import ADDRESS, PlaneSettings, not_enough
 from app.connectors.sources import Sources
 from app.resilience import TRANSIENT_RETRY, ResilientClient
 from app.resilience.auth import Authenticator, ClientCredentials, Grant
@@ -57,15 +58,13 @@ MANIFEST = Manifest(
 )
 
 
-class JamfSettings(BaseModel):
+class JamfSettings(PlaneSettings):
     """What an operator sets under ``EUCORA_PLANES__JAMF__…``: an API client, or a person's account.
 
     ``base_url`` is the instance's, without a path. Times in seconds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    base_url: str = Field(pattern=ADDRESS)
     client_id: str | None = Field(default=None, min_length=1)
     client_secret: SecretStr | None = Field(default=None, min_length=1)
     username: str | None = Field(default=None, min_length=1)
@@ -78,7 +77,7 @@ class JamfSettings(BaseModel):
     def one_credential(self) -> "JamfSettings":
         """Both halves of the one or of the other."""
         if not (self.client_id and self.client_secret) and not (self.username and self.password):
-            raise ValueError("set CLIENT_ID and CLIENT_SECRET, or USERNAME and PASSWORD")
+            raise not_enough("client_id", "CLIENT_ID and CLIENT_SECRET, or USERNAME and PASSWORD")
         return self
 
     def authenticator(self, entrance: ResilientClient) -> Authenticator:

@@ -8,7 +8,7 @@ cannot be asked for either: a push is refused where a computer's archives would 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, SecretStr, model_validator
 
 from app.connectors.absent import AbsentParts
 from app.connectors.contract import (
@@ -30,6 +30,7 @@ from app.connectors.landscape import wire
 from app.connectors.landscape.api import SERVICE, Api, Login, describe, numbered
 from app.connectors.rest import Headers, Json, effect_headers
 from app.connectors.services import Services
+from app.connectors.settings import ADDRESS, PlaneSettings, not_enough
 from app.resilience import TRANSIENT_RETRY
 from app.resilience.errors import NotThere, PermanentError, PolicyError
 
@@ -56,15 +57,13 @@ MANIFEST = Manifest(
 )
 
 
-class LandscapeSettings(BaseModel):
+class LandscapeSettings(PlaneSettings):
     """What an operator sets under ``EUCORA_PLANES__LANDSCAPE__…``: an access key, or an account's login.
 
     ``base_url`` is that of both APIs, ``https://<host>/api``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    base_url: str = Field(pattern=ADDRESS)
     access_key: str | None = Field(default=None, min_length=1)
     secret_key: SecretStr | None = Field(default=None, min_length=1)
     email: str | None = Field(default=None, min_length=1)
@@ -76,7 +75,7 @@ class LandscapeSettings(BaseModel):
     def one_credential(self) -> "LandscapeSettings":
         """Both halves of the one or of the other."""
         if not (self.access_key and self.secret_key) and not (self.email and self.password):
-            raise ValueError("set ACCESS_KEY and SECRET_KEY, or EMAIL and PASSWORD")
+            raise not_enough("access_key", "ACCESS_KEY and SECRET_KEY, or EMAIL and PASSWORD")
         return self
 
     def login(self) -> tuple[str, dict[str, str | SecretStr]]:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from app.connectors.absent import AbsentParts
 from app.connectors.contract import (
@@ -31,6 +31,7 @@ from app.connectors.rest import Headers, Json, Rest, effect_headers
 from app.connectors.sccm import wire
 from app.connectors.sccm.wire import SERVICE
 from app.connectors.services import Services
+from app.connectors.settings import ADDRESS, PlaneSettings
 from app.resilience.auth import Authenticator, Fixed
 from app.resilience.errors import NotReady, NotThere, PermanentError, PolicyError
 from app.resilience.windows import WindowsAuth
@@ -59,16 +60,14 @@ MANIFEST = Manifest(
 )
 
 
-class SccmSettings(BaseModel):
+class SccmSettings(PlaneSettings):
     """What an operator sets under ``EUCORA_PLANES__SCCM__…``. ``base_url`` ends with ``/AdminService``.
 
     ``auth``: Negotiate is Kerberos where it is set up, and NTLM else. ``purpose``: whether a deployment is
     required, or offered to the user.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    base_url: str = Field(pattern=r"^https?://[^\s?#]+$")
+    base_url: str = Field(pattern=ADDRESS)
     username: str = Field(min_length=1)
     password: SecretStr = Field(min_length=1)
     auth: Literal["negotiate", "ntlm", "basic"] = "negotiate"
