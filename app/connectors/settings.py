@@ -8,7 +8,7 @@ ADDRESS = r"^https?://[^\s?#]+$"
 
 
 class PlaneSettings(BaseModel):
-    """Read from ``EUCORA_PLANES__<PLANE>__<NAME>``; an unknown name is an error, and no value is ever told."""
+    """Read from ``EUCORA_PLANES__<PLANE>__<NAME>``: an unknown name is an error, and no value is told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
