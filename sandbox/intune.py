@@ -26,6 +26,7 @@ from sandbox.intune_assignments import Assignments
 from sandbox.intune_blob import Blobs
 from sandbox.intune_content import Contents
 from sandbox.intune_directory import TENANT_ID, Directory, device_id, group_id
+from sandbox.intune_relationships import Relationships
 from sandbox.intune_reports import Reports
 from sandbox.plan import Device, Ring
 from sandbox.plane import Plane
@@ -39,6 +40,7 @@ OBJECT_TABLES = {
     "contents": "mobileAppContent",
     "files": "mobileAppContentFile",
     "assignments": "mobileAppAssignment",
+    "relationships": "mobileAppRelationship",
 }
 
 
@@ -100,13 +102,12 @@ class Intune:
             *Directory(self._plane).routes(),
             *reports.routes(),
         ]
+        beta = [*reports.beta_routes(), *Relationships(self._plane, self._apps).routes()]
         routes: list[BaseRoute] = [
             Route("/oauth2/v2.0/token", self._token, methods=["POST"]),
             *self._blobs.routes(),
             Mount("/v1.0", app=self._guarded(Router(common, redirect_slashes=False))),
-            Mount(
-                "/beta", app=self._guarded(Router([*reports.beta_routes(), *common], redirect_slashes=False))
-            ),
+            Mount("/beta", app=self._guarded(Router([*beta, *common], redirect_slashes=False))),
         ]
         app = Starlette(
             routes=routes, exception_handlers={GraphError: self._refuse, HTTPException: self._refuse}

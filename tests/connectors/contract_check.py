@@ -270,13 +270,22 @@ UNDECLARED = {401, 429, 503}
 
 
 def modern(value: Any) -> Any:
-    """OpenAPI 3.0's ``nullable`` in the words of JSON Schema."""
+    """OpenAPI 3.0's ``nullable`` in the words of JSON Schema, and types that are open really open.
+
+    The generator of the beta's document writes ``{"type": "object"}`` for "anything".
+    """
     if isinstance(value, list):
         return [modern(item) for item in value]
     if not isinstance(value, dict):
         return value
-    told = {name: modern(item) for name, item in value.items() if name != "nullable"}
+    left_out = {"nullable"} | ({"additionalProperties"} if is_open(value) else set())
+    told = {name: modern(item) for name, item in value.items() if name not in left_out}
     return {"anyOf": [told, {"type": "null"}]} if value.get("nullable") is True else told
+
+
+def is_open(schema: Json) -> bool:
+    """Whether a schema takes further members of any kind."""
+    return bool(schema.get("additionalProperties") == {"type": "object"})
 
 
 @cache
@@ -291,6 +300,7 @@ def _pointer(path: str) -> str:
 
 
 GRAPH = Contract("microsoft-graph", below="/intune/v1.0", closed=True)
+GRAPH_BETA = Contract("microsoft-graph-beta", below="/intune/beta", beyond=(r".*/relationships/[^/]+",))
 AWX = Contract(
     "awx",
     below="/ansible",
@@ -303,7 +313,7 @@ JAMF_CLASSIC = Contract("jamf-classic", below="/jamf/JSSResource", shallow=True)
 SCCM = Examples("sccm", below="/sccm")
 LANDSCAPE = Examples("landscape", below="/landscape")
 CONTRACTS_OF: dict[Plane, Sequence[Contract | Examples]] = {
-    Plane.INTUNE: (GRAPH,),
+    Plane.INTUNE: (GRAPH, GRAPH_BETA),
     Plane.JAMF: (JAMF, JAMF_CLASSIC),
     Plane.SCCM: (SCCM,),
     Plane.LANDSCAPE: (LANDSCAPE,),

@@ -137,6 +137,41 @@ async def test_removal_uninstalls_and_puts_the_previous_version_back(
     assert (await intune.verify(Action.REMOVE, new, back)).holds
 
 
+def relationships(sandbox: Sandbox) -> list[dict[str, Any]]:
+    return sandbox.objects("mobileAppRelationship")
+
+
+async def test_a_newer_version_supersedes_ours_before_it_until_it_is_taken_back(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
+    intune, old, new = make(), make_app(version="129.0"), make_app()
+    old_id, new_id = await published(intune, old), await published(intune, new)
+    await intune.assign(assignment(old, old_id, sandbox.group()))
+    assert relationships(sandbox) == []
+    given = assignment(new, new_id, sandbox.group())
+
+    await intune.assign(given)
+    await make().assign(given)
+
+    assert [item["effect_key"] for item in relationships(sandbox)] == [given.key]
+    await intune.remove(assignment(new, new_id, sandbox.group(), action="remove", previous_id=old_id))
+    assert relationships(sandbox) == []
+
+
+async def test_nobody_else_s_application_is_superseded_and_nothing_is_where_that_is_switched_off(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
+    intune, old, new = make(), make_app(version="129.0"), make_app()
+    old_id, new_id = await published(intune, old), await published(intune, new)
+    await make(supersede="false").assign(assignment(new, new_id, sandbox.group()))
+    theirs = {"@odata.type": "#microsoft.graph.win32LobApp", "notes": "theirs"}
+    sandbox.as_neighbour("PATCH", f"{APPS}/{old_id}", theirs)
+
+    await intune.assign(assignment(new, new_id, sandbox.group("LAB")))
+
+    assert relationships(sandbox) == []
+
+
 @pytest.mark.parametrize("intent", ["available", "availableWithoutEnrollment", "required"])
 async def test_a_return_leaves_what_somebody_else_offers_of_the_previous_version(
     intune: Intune, make_app: MakeApp, sandbox: Sandbox, intent: str

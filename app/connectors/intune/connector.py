@@ -7,6 +7,7 @@ second assignment of a target is ignored, are users' reports.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PositiveFloat, SecretStr
@@ -31,6 +32,7 @@ from app.connectors.contract import (
 )
 from app.connectors.intune import wire
 from app.connectors.intune.graph import SERVICE, describe, effect_headers, graph
+from app.connectors.intune.supersedence import Supersedence
 from app.connectors.intune.upload import Pace, Upload
 from app.connectors.rest import Headers
 from app.connectors.services import Services
@@ -69,7 +71,10 @@ MANIFEST = Manifest(
 
 
 class IntuneSettings(PlaneSettings):
-    """What an operator sets under ``EUCORA_PLANES__INTUNE__…``. Sizes in bytes, times in seconds."""
+    """What an operator sets under ``EUCORA_PLANES__INTUNE__…``. Sizes in bytes, times in seconds.
+
+    ``supersede``: whether a version of ours takes the place of our earlier one, by a call of Graph's beta.
+    """
 
     base_url: str = Field(default="https://graph.microsoft.com/v1.0", pattern=ADDRESS)
     token_url: str = Field(pattern=ADDRESS)
@@ -80,6 +85,12 @@ class IntuneSettings(PlaneSettings):
     poll_interval: PositiveFloat = 2.0
     patience: PositiveFloat = 600.0
     page_rows: int = Field(default=999, ge=1, le=999)
+    supersede: bool = True
+
+    @property
+    def beta_url(self) -> str:
+        """Graph's beta, beside the version in use."""
+        return f"{self.base_url.rstrip('/').rpartition('/')[0]}/beta"
 
 
 class Intune(AbsentParts):
@@ -104,6 +115,7 @@ class Intune(AbsentParts):
         blocks = replace(services.profile, attempt_timeout=BLOCK_TIMEOUT, total=2 * BLOCK_TIMEOUT)
         self._storage = services.client(SERVICE, max_concurrency=MANIFEST.max_concurrency, profile=blocks)
         self._graph = graph(self._http)
+        self._supersedence = Supersedence(self._graph, settings.beta_url)
         self._sources = Sources(services.download_client, services.spool, services.files)
 
     async def aclose(self) -> None:
@@ -164,11 +176,29 @@ class Intune(AbsentParts):
         return upload.run(checkpoint)
 
     async def assign(self, assignment: Assignment) -> str:
-        """Require the application for the group; assignments of other groups are not touched."""
+        """Require the application for the group, in place of our version before.
+
+        Assignments of other groups are not touched.
+        """
+        earlier = await self._earlier(assignment) if self._settings.supersede else None
+        if earlier is not None:
+            headers = effect_headers(assignment.key, assignment.correlation_id)
+            await self._supersedence.begin(assignment.external_id, earlier, headers)
         return await self._put_assignment(assignment, wire.REQUIRED)
+
+    async def _earlier(self, assignment: Assignment) -> str | None:
+        """The newest usable application of ours under the same name that was there before this one."""
+        headers = effect_headers(assignment.key, assignment.correlation_id)
+        named = sorted(await self._named(assignment.app.name, headers), key=wire.oldest_first)
+        before = takewhile(lambda found: found["id"] != assignment.external_id, named)
+        ours = [found for found in before if wire.is_ours(found) and wire.is_usable(found)]
+        return str(ours[-1]["id"]) if ours else None
 
     async def remove(self, assignment: Assignment) -> str:
         """Uninstall from the group, then see to it that the previous application is to be had there."""
+        if self._settings.supersede:
+            headers = effect_headers(assignment.key, assignment.correlation_id)
+            await self._supersedence.end(assignment.external_id, headers)
         made = await self._put_assignment(assignment, wire.UNINSTALL)
         if assignment.previous_id is not None:
             await self._bring_back(assignment, assignment.previous_id)

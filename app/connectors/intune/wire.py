@@ -197,6 +197,11 @@ def has_marker(found: Json, marker: str) -> bool:
     return f"{MARKER}{marker}" in (found.get("notes") or "").splitlines()
 
 
+def is_ours(found: Json) -> bool:
+    """Whether an app was made by this product, whichever deployment's it is."""
+    return any(line.startswith(MARKER) for line in (found.get("notes") or "").splitlines())
+
+
 def has_version(found: Json, version: str) -> bool:
     """Whether an app is of that version: ours by its notes, others by what Graph knows of them."""
     named = [found.get("displayVersion"), (found.get("msiInformation") or {}).get("productVersion")]
