@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import rollout
-from app.models import Deployment, Event
+from app.models import Deployment, Event, Operation, OperationStatus, RingDeployment
 
+ENDED = (OperationStatus.SUCCEEDED, OperationStatus.FAILED, OperationStatus.CANCELLED)
 SYSTEM = "system"
 """The actor of what the control plane does by itself."""
 
@@ -51,7 +52,10 @@ async def page(session: AsyncSession, deployment_id: UUID, *, after: int, limit:
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest event of a deployment; ``final`` says that nothing more comes by itself."""
+    """The newest event of a deployment; ``final`` says that nothing more comes by itself.
+
+    A deployment that failed on one plane may still be measured on another.
+    """
 
     sequence: int
     final: bool
@@ -59,6 +63,13 @@ class Newest:
 
 async def newest(session: AsyncSession, deployment_ids: Sequence[UUID]) -> dict[UUID, Newest]:
     """How far the history of each of these deployments is; one statement for all that are watched."""
-    query = select(Deployment.id, Deployment.event_sequence, Deployment.status)
+    works = exists().where(
+        RingDeployment.deployment_id == Deployment.id,
+        Operation.id == RingDeployment.operation_id,
+        Operation.status.not_in(ENDED),
+    )
+    query = select(Deployment.id, Deployment.event_sequence, Deployment.status, works.label("goes_on"))
     rows = await session.execute(query.where(Deployment.id.in_(deployment_ids)))
-    return {row.id: Newest(row.event_sequence, row.status in rollout.FINAL) for row in rows}
+    return {
+        row.id: Newest(row.event_sequence, row.status in rollout.FINAL and not row.goes_on) for row in rows
+    }

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import InstallState, Plane
-from app.domain import deployments, lanes, leases, operations, outcomes, rollback
+from app.domain import deployments, events, lanes, leases, operations, outcomes, rollback
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring
 from tests.domain.test_lanes import measure, operation_of, push
@@ -73,6 +73,19 @@ async def test_a_failed_deployment_goes_on_when_its_operation_is_retried(session
     assert again != skipped.id
     assert again is not None
     assert (await operations.get(session, again)).status is OperationStatus.QUEUED
+
+
+async def test_a_history_is_not_over_while_another_plane_is_still_at_work(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, planes=(Plane.INTUNE, Plane.JAMF))
+    intune, jamf = deployments.ring_lanes(deployment, Ring.LAB)
+
+    await end(session, intune.operation_id, REFUSED)
+    before = (await events.newest(session, [deployment.id]))[deployment.id]
+    await end(session, jamf.operation_id, AWAY)
+    after = (await events.newest(session, [deployment.id]))[deployment.id]
+
+    assert (await deployments.get(session, deployment.id)).status is DeploymentStatus.FAILED
+    assert (before.final, after.final) == (False, True)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, AWAY])
