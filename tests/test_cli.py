@@ -47,9 +47,28 @@ async def test_help_names_every_command_and_the_exit_codes() -> None:
     code, output, _ = await eucora("--help")
 
     assert code == 0
-    for command in ("up", "demo", "api", "worker", "sandbox", "migrate", "token", "check", "openapi", "test"):
+    for command in (
+        "up",
+        "demo",
+        "api",
+        "worker",
+        "sandbox",
+        "migrate",
+        "token",
+        "planes",
+        "check",
+        "openapi",
+        "test",
+    ):
         assert f" {command} " in output
     assert "Exit codes: 0" in output
+
+
+async def test_an_example_that_is_not_there_is_answered_with_those_that_are() -> None:
+    code, _, errors = await eucora("demo", "--example", "nothing")
+
+    assert code == 2
+    assert "no example nothing; there are ansible-example-agent, contoso-vpn, firefox" in errors
 
 
 async def test_a_setting_that_cannot_be_read_is_named_and_its_value_is_not_shown() -> None:
