@@ -80,6 +80,17 @@ async def test_who_failed_is_told_by_the_policy_log_and_who_did_not_call_is_not_
     assert requests(sandbox, "GET", "/subset/PolicyLogs") == 20  # twice the ten that called and have it not
 
 
+async def test_a_ring_in_which_everybody_failed_is_read_too(
+    connect: Connect, sandbox: Sandbox, app: App
+) -> None:
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 250, "fail": 1.0, "delay": [0.0, 1.0]}}})
+    connector = connect()
+    made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+
+    assert await states(connector, made) == {InstallState.FAILED: 250}
+
+
 def connector_clock(sandbox: Sandbox) -> datetime:
     """A moment ago, by the sandbox's clock."""
     return datetime.now(UTC) + timedelta(seconds=sandbox.ahead[0] - 1)

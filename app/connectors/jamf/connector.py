@@ -243,8 +243,11 @@ class Jamf(AbsentParts):
         self, action: Action, assignment: Assignment, version: str
     ) -> AsyncIterator[Sequence[DeviceReport]]:
         async for computers in self._computers(assignment.target, SOFTWARE):
-            asked = (self._report(action, assignment, version, computer) for computer in computers)
-            yield await asyncio.gather(*asked)
+            told: list[DeviceReport] = []
+            for few in wire.chunks(computers, MANIFEST.max_concurrency):  # more would overrun our own queue
+                asked = (self._report(action, assignment, version, computer) for computer in few)
+                told += await asyncio.gather(*asked)
+            yield told
 
     async def _report(
         self, action: Action, assignment: Assignment, version: str, computer: Json

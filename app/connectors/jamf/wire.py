@@ -4,13 +4,15 @@
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
 from app.connectors.contract import Action, App, DeviceReport, InstallState, Member, UploadProgress
 from app.connectors.packages import PkgPackage
 from app.connectors.rest import Json
 from app.resilience.errors import PermanentError
+
+T = TypeVar("T")
 
 SERVICE = "jamf"
 MARKER = "eucora:"
@@ -108,9 +110,9 @@ def among(ids: Sequence[str]) -> str:
     return f"id=in=({','.join(ids)})"
 
 
-def chunks(ids: Sequence[str], size: int) -> Iterable[Sequence[str]]:
-    """The ids, so many at a time."""
-    return (ids[start : start + size] for start in range(0, len(ids), size))
+def chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    """The items, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def policy_name(key: str) -> str:
