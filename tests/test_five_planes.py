@@ -10,12 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from app import examples
 from app.client import Json
 from app.connectors.contract import Plane
 from app.settings import BreakerSettings, Settings
 from tests.installation import FLEET, World, open_world
+from tests.servers import Servers, Template
 from tests.waiting import eventually
 
 NAMES = (
@@ -36,15 +38,25 @@ WEATHER = [
 MADE_ONCE = {"mobileApp", "mobileAppAssignment", "package", "policy", "deployment", "activity", "job"}
 
 
-@pytest.fixture
-async def stormy_world(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """An installation of the test's own; what opened is tried again soon."""
+@pytest.fixture(scope="module")
+async def planes_world(
+    servers: Servers, template: Template, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """An installation for these stories only; what opened is tried again soon."""
     quick = {plane.value: BreakerSettings(reset_timeout=3) for plane in Plane}
     folder = tmp_path_factory.mktemp("five-planes")
-    async with open_world(settings, folder, breakers=quick) as world:
-        for plane in Plane:
-            await control(world, plane, "fleet", FLEET)
-        yield world
+    async with template.cloned() as url:
+        settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(servers.redis_url))
+        async with open_world(settings, folder, breakers=quick) as world:
+            yield world
+
+
+@pytest.fixture(autouse=True)
+async def healthy(planes_world: World) -> None:
+    """Each story begins with healthy planes and fleets."""
+    await all_faults(planes_world, [])
+    for plane in Plane:
+        await control(planes_world, plane, "fleet", FLEET)
 
 
 async def control(world: World, plane: str, what: str, body: object = None) -> Any:
@@ -65,10 +77,37 @@ async def submitted(world: World, name: str) -> Json:
     return await world.client.post("/deployments", intent | {"target_ring": "PILOT"})
 
 
+BAD = {
+    "jamf-firefox": "Mozilla Firefox",
+    "sccm-example-editor": "Example Editor",
+    "landscape-example-editor": "example-editor",
+    "ansible-example-agent": "Example Agent",
+}
+"""Examples on the planes beside Intune, and what their fleets call the application."""
+
+
+async def test_a_bad_version_is_taken_back_from_every_plane(planes_world: World) -> None:
+    world = planes_world
+    for name, product in BAD.items():
+        plan = {"apps": {product: {"CANARY": {"fail": 0.3}}}}
+        await control(world, name.partition("-")[0], "fleet", FLEET | plan)
+
+    began = await asyncio.gather(*(submitted(world, name) for name in BAD))
+    ended = [await world.ended(deployment, within=90) for deployment in began]
+
+    assert [deployment["status"] for deployment in ended] == ["ROLLED_BACK"] * len(BAD)
+    for deployment, product in zip(ended, BAD.values(), strict=True):
+        (plane,) = deployment["planes"]
+        asked = f"devices?product={product}&version={deployment['app_version']}"
+        touched = (await control(world, plane, asked))["items"]
+        assert {device["ring"] for device in touched} == {"LAB", "CANARY"}
+        assert not [device for device in touched if device["installed"]]
+
+
 async def test_all_planes_complete_through_faults_and_a_minute_without_any_of_them(
-    stormy_world: World,
+    planes_world: World,
 ) -> None:
-    world = stormy_world
+    world = planes_world
     await all_faults(world, WEATHER)
     deployments = await asyncio.gather(*(submitted(world, name) for name in NAMES))
     await asyncio.gather(*(left_lab(world, deployment) for deployment in deployments))
