@@ -355,7 +355,8 @@ def test(arguments: typer.Context) -> None:
     if not (root / "tests").exists():
         fail(f"{root} has no tests: they run in a checkout", code=2)
     os.chdir(root)
-    command = [sys.executable, "-m", "pytest", "-n", "3", "--dist", "loadfile", *arguments.args]
+    command = [sys.executable, "-m", "pytest", "-n", "3", "--dist", "loadfile"]
+    command += ["--no-loadscope-reorder", *arguments.args]
     os.execv(sys.executable, command)  # noqa: S606 - an argument list, no shell
 
 

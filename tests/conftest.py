@@ -27,6 +27,14 @@ for name in [name for name in os.environ if name.startswith("EUCORA_")]:
         del os.environ[name]
 
 
+LONG_STORIES = ("test_five_planes.py", "test_journeys.py", "test_survival.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that nobody waits for it alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG_STORIES)
+
+
 @pytest.fixture(scope="session")
 async def servers() -> AsyncIterator[Servers]:
     """One PostgreSQL and one Valkey (or Redis) per run."""
