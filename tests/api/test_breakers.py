@@ -109,7 +109,7 @@ async def test_a_reset_closes_it_in_every_process_and_is_written_down(
     client: httpx.AsyncClient, others: Breakers
 ) -> None:
     await fail(others, "jamf", 5)
-    assert others.get("jamf").admit_now() is None
+    await eventually(lambda: read(client, "jamf"), until=lambda now: now["state"] == "open", within=5)
 
     response = await client.post("/breakers/jamf/reset", json={"reason": "the vendor says it is well"})
 
@@ -120,6 +120,19 @@ async def test_a_reset_closes_it_in_every_process_and_is_written_down(
     assert (event["type"], event["actor"]) == ("breaker.reset", "bootstrap")
     assert (event["before"]["state"], event["after"]["reason"]) == ("open", "the vendor says it is well")
     assert event["correlation_id"] == response.headers["x-correlation-id"]
+
+
+async def test_a_reset_reaches_a_process_that_has_told_nobody_yet_that_it_keeps_away(
+    client: httpx.AsyncClient, others: Breakers
+) -> None:
+    jamf = others.get("jamf")
+    jamf.open()
+    assert jamf.admit_now() is None
+    assert (await read(client, "jamf"))["state"] == "closed"
+
+    await client.post("/breakers/jamf/reset")
+
+    await eventually(jamf.admit_now, within=SOON)
 
 
 async def test_an_isolated_service_is_left_alone_by_every_process_until_it_is_enabled(
