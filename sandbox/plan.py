@@ -63,7 +63,10 @@ class RingPlan(Odds):
 
 
 class FleetDocument(BaseModel):
-    """A plan. What is left out at the top level stays as it is; ``apps`` overrules rings by product."""
+    """A plan. What is left out at the top level stays as it is.
+
+    ``apps`` overrules rings, by product ("Example Editor") or by one version of it ("Example Editor 4.2.1").
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,8 +89,9 @@ class Plan:
         return self.rings[ring].devices or 0
 
     def odds(self, ring: Ring, software: "Software") -> Odds:
-        """The odds for one application in one ring."""
-        return self.apps.get(software.product, {}).get(ring, self.rings[ring])
+        """The odds for one application in one ring: of its version, else of the product, else of the ring."""
+        product = self.apps.get(software.product, {}).get(ring, self.rings[ring])
+        return self.apps.get(f"{software.product} {software.version}", {}).get(ring, product)
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,15 @@ BAD = {
     "landscape-example-editor": "example-editor",
     "ansible-example-agent": "Example Agent",
 }
-"""Examples on the planes beside Intune, and what their fleets call the application."""
+"""Examples on the planes beside Intune, and what their fleets call the product."""
 
 
 async def test_a_bad_version_is_taken_back_from_every_plane(planes_world: World) -> None:
     world = planes_world
     for name, product in BAD.items():
-        plan = {"apps": {product: {"CANARY": {"fail": 0.3}}}}
-        await control(world, name.partition("-")[0], "fleet", FLEET | plan)
+        version = json.loads((examples.folder() / f"{name}.json").read_text())["version"]
+        bad = {"apps": {f"{product} {version}": {"CANARY": {"fail": 0.3}}}}
+        await control(world, name.partition("-")[0], "fleet", FLEET | bad)
 
     began = await asyncio.gather(*(submitted(world, name) for name in BAD))
     ended = [await world.ended(deployment, within=90) for deployment in began]
@@ -101,7 +102,8 @@ async def test_a_bad_version_is_taken_back_from_every_plane(planes_world: World)
         asked = f"devices?product={product}&version={deployment['app_version']}"
         touched = (await control(world, plane, asked))["items"]
         assert {device["ring"] for device in touched} == {"LAB", "CANARY"}
-        assert not [device for device in touched if device["installed"]]
+        left = {item["version"] for device in touched for item in device["installed"]}
+        assert left == ({deployment["rollback_version"]} if deployment["rollback_version"] else set())
 
 
 async def test_all_planes_complete_through_faults_and_a_minute_without_any_of_them(

@@ -5,10 +5,10 @@ import time
 from typing import Any
 
 import pytest
-from sandbox.plan import FleetDocument, Software
 
 from sandbox.fleet import Fleet
 from sandbox.journal import Journal
+from sandbox.plan import FleetDocument, Software
 from tests.sandbox.tenant import Clock, Tenant
 
 
@@ -104,6 +104,22 @@ def test_delays_are_scaled(clock: Clock) -> None:
     assert installed(fleet) == 0
     clock.advance(25.1)
     assert installed(fleet) == 10
+
+
+def test_one_version_of_a_product_may_be_the_bad_one(clock: Clock) -> None:
+    fleet = make_fleet(clock)
+    bad = {"apps": {"Thing": {"LAB": {"fail": 0.5}}, "Thing 1": {"LAB": {}}}}
+    fleet.replan(FleetDocument.model_validate(bad))
+
+    fleet.direct(Software("a", "Thing", "1"), {"LAB": "install"})
+    clock.advance(4)
+    of_the_good_one = installed(fleet)
+    fleet.direct(Software("b", "Thing", "2"), {"LAB": "install"})
+    clock.advance(4)
+
+    assert of_the_good_one == 10
+    lives = fleet.lives("Thing", "LAB", list(fleet.devices("LAB")))
+    assert sum(bool(life.failed) for life in lives) == 5
 
 
 def make_fleet(clock: Clock, *, scale: float = 1.0) -> Fleet:
