@@ -11,12 +11,12 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import event
+from sqlalchemy import event, update
 from sqlalchemy.engine import Connection
 
-from app.domain import deployments
+from app.domain import deployments, rollout
 from app.main import Server
-from app.models import DeploymentStatus
+from app.models import DeploymentStatus, Operation, OperationStatus
 from app.runtime import Runtime
 from tests.api.conftest import BOOTSTRAP, Submit, bearer, problem, serving
 from tests.waiting import eventually
@@ -29,6 +29,9 @@ async def move(runtime: Runtime, deployment_id: str, *statuses: DeploymentStatus
         async with runtime.transaction() as session:
             deployment = await deployments.lock(session, UUID(deployment_id))
             await deployments.move(session, deployment, status, now=runtime.clock())
+            if status in rollout.FINAL:  # then nothing is at work for it any more
+                done = update(Operation).values(status=OperationStatus.SUCCEEDED)
+                await session.execute(done.where(Operation.deployment_id == deployment.id))
 
 
 class TestList:
@@ -164,8 +167,9 @@ class TestStream:
 async def streaming(
     base_url: str, deployment_id: str, headers: dict[str, str] | None = None
 ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[tuple[int, dict[str, Any]]]]]:
-    """An open stream: the response, and its messages as (id, data)."""
+    """An open stream: the response, and its messages as (id, data); one that does not end fails the test."""
     async with (
+        asyncio.timeout(60),
         httpx.AsyncClient(headers={**bearer(BOOTSTRAP), **STREAM}, timeout=20) as client,
         client.stream("GET", f"{base_url}/deployments/{deployment_id}/events", headers=headers) as response,
     ):
