@@ -4,10 +4,11 @@
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 
+from app.connectors.contract import App, Assignment
 from app.resilience import ResilientClient, Safety
 from app.resilience.errors import AmbiguousError, PermanentError
 from app.telemetry import correlation_id
@@ -20,9 +21,9 @@ Headers = Mapping[str, str]
 Params = Mapping[str, str]
 
 
-def effect_headers(key: str, identity: UUID, *, names: Collection[str] = CORRELATION) -> Headers:
-    """What every request made for an effect carries."""
-    return {"X-Effect-Key": key, **dict.fromkeys(names, str(identity))}
+def effect_headers(effect: App | Assignment, *, names: Collection[str] = CORRELATION) -> Headers:
+    """What every request made for an effect carries; ``effect`` has its key."""
+    return {"X-Effect-Key": effect.key, **dict.fromkeys(names, str(effect.correlation_id))}
 
 
 @dataclass(frozen=True, slots=True)

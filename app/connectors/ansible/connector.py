@@ -132,7 +132,7 @@ class Ansible(AbsentParts):
             PolicyError: a template would not be limited, or would miss something.
             NotThere: there is no such template.
         """
-        package, headers = playbook(app), effect_headers(app.key, app.correlation_id)
+        package, headers = playbook(app), effect_headers(app)
         if package.rollback_job_template is not None:
             await self._usable(package.rollback_job_template, app, headers)
         return await self._usable(package.job_template, app, headers)
@@ -180,10 +180,10 @@ class Ansible(AbsentParts):
         name = playbook(assignment.app).rollback_job_template
         if name is None:
             raise PolicyError("the package names no rollback_job_template", service=SERVICE)
-        return await self._template(name, _headers(assignment))
+        return await self._template(name, effect_headers(assignment))
 
     async def _launch(self, assignment: Assignment, template_id: str, key: str) -> str:
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         scope = await self._scope(assignment.target, headers)
         found = await self._job(template_id, key, scope, headers)
         if found is not None:
@@ -245,19 +245,19 @@ class Ansible(AbsentParts):
         waited = 0.0
         while job is not None and job["status"] not in OVER:
             if waited == 0.0:
-                await self._cancel(job, _headers(assignment))
+                await self._cancel(job, effect_headers(assignment))
             if waited >= patience:
                 break
             await asyncio.sleep(self._settings.poll_interval)
             waited += self._settings.poll_interval
-            job = await self._awx.get(f"/jobs/{job['id']}/", headers=_headers(assignment))
+            job = await self._awx.get(f"/jobs/{job['id']}/", headers=effect_headers(assignment))
         if patience and job is not None and job["status"] not in OVER:
             detail = f"job {job['id']} is still being cancelled"
             raise NotReady(detail, service=SERVICE, retry_after=LOOK_AGAIN)
 
     async def _made_by(self, assignment: Assignment, action: Action) -> Json | None:
         """The job of one of the ring's effects."""
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         template = assignment.external_id if action is Action.ASSIGN else await self._rollback(assignment)
         scope = await self._scope(assignment.target, headers)
         return await self._job(template, assignment.key_of(action), scope, headers)
@@ -269,7 +269,7 @@ class Ansible(AbsentParts):
 
     async def retry(self, assignment: Assignment) -> str:
         """Relaunch on the hosts that failed or were not reached; only once the job is over."""
-        headers, made_id = _headers(assignment), assignment.made_id
+        headers, made_id = effect_headers(assignment), assignment.made_id
         newest = await self._made_by(assignment, Action.ASSIGN)
         if newest is not None and newest["id"] > int(str(made_id)):
             return str(newest["id"])
@@ -321,9 +321,7 @@ class Ansible(AbsentParts):
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
         """Ask by reads whether the effect is there."""
         if action in {Action.PUBLISH, Action.UPLOAD}:
-            template_id = await self._template(
-                playbook(app).job_template, effect_headers(app.key, app.correlation_id)
-            )
+            template_id = await self._template(playbook(app).job_template, effect_headers(app))
             return Verified(holds=True, external_id=template_id)
         if assignment is None:
             raise ValueError(f"{action} is verified by its assignment")
@@ -334,7 +332,3 @@ class Ansible(AbsentParts):
             return Verified(holds=all(job is None or job["status"] in OVER for job in jobs))
         job = await self._made_by(assignment, action)
         return Verified(holds=job is not None, external_id=str(job["id"]) if job else None)
-
-
-def _headers(assignment: Assignment) -> Headers:
-    return effect_headers(assignment.key, assignment.correlation_id)

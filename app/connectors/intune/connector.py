@@ -146,7 +146,7 @@ class Intune(AbsentParts):
         Raises:
             AmbiguousError: the answer to the creation was lost; ``verify`` tells whether it was made.
         """
-        headers = effect_headers(app.key, app.correlation_id)
+        headers = effect_headers(app)
         found = await self._find_ours(app, headers)
         if found is not None:
             return str(found["id"])
@@ -182,13 +182,13 @@ class Intune(AbsentParts):
         """
         earlier = await self._earlier(assignment) if self._settings.supersede else None
         if earlier is not None:
-            headers = effect_headers(assignment.key, assignment.correlation_id)
+            headers = effect_headers(assignment)
             await self._supersedence.begin(assignment.external_id, earlier, headers)
         return await self._put_assignment(assignment, wire.REQUIRED)
 
     async def _earlier(self, assignment: Assignment) -> str | None:
         """The newest usable application of ours under the same name that was there before this one."""
-        headers = effect_headers(assignment.key, assignment.correlation_id)
+        headers = effect_headers(assignment)
         named = sorted(await self._named(assignment.app.name, headers), key=wire.oldest_first)
         before = takewhile(lambda found: found["id"] != assignment.external_id, named)
         ours = [found for found in before if wire.is_ours(found) and wire.is_usable(found)]
@@ -197,7 +197,7 @@ class Intune(AbsentParts):
     async def remove(self, assignment: Assignment) -> str:
         """Uninstall from the group, then see to it that the previous application is to be had there."""
         if self._settings.supersede:
-            headers = effect_headers(assignment.key, assignment.correlation_id)
+            headers = effect_headers(assignment)
             await self._supersedence.end(assignment.external_id, headers)
         made = await self._put_assignment(assignment, wire.UNINSTALL)
         if assignment.previous_id is not None:
@@ -206,7 +206,7 @@ class Intune(AbsentParts):
 
     async def unassign(self, assignment: Assignment) -> None:
         """Delete the group's required or uninstall assignment of this application."""
-        headers = effect_headers(assignment.key, assignment.correlation_id)
+        headers = effect_headers(assignment)
         on_group = await self._on_group(assignment.external_id, assignment.target, headers)
         ours = [found for found in on_group if found.get("intent") in OURS]
         await self._take_away(assignment.external_id, ours, headers)
@@ -222,7 +222,7 @@ class Intune(AbsentParts):
         Intune ignores the later, so beside theirs ours would change no device. The application was made for
         the deployment, and who wants it offered otherwise can use a group that is no ring.
         """
-        app_id, headers = assignment.external_id, effect_headers(assignment.key, assignment.correlation_id)
+        app_id, headers = assignment.external_id, effect_headers(assignment)
         existing = await self._on_group(app_id, assignment.target, headers)
         for found in existing:
             if found.get("intent") == intent:
@@ -237,7 +237,7 @@ class Intune(AbsentParts):
         its owner's decision and stays: whoever made the application available there keeps it so, and a
         second assignment would be ignored.
         """
-        headers = effect_headers(assignment.key, assignment.correlation_id)
+        headers = effect_headers(assignment)
         existing = await self._on_group(previous_id, assignment.target, headers)
         fighting = [found for found in existing if found.get("intent") == wire.UNINSTALL]
         await self._take_away(previous_id, fighting, headers)
@@ -329,7 +329,7 @@ class Intune(AbsentParts):
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
         """Ask by reads whether the effect is there."""
         if action in {Action.PUBLISH, Action.UPLOAD}:
-            found = await self._find_ours(app, effect_headers(app.key, app.correlation_id))
+            found = await self._find_ours(app, effect_headers(app))
             holds = found is not None and (
                 action is Action.PUBLISH or await self._is_usable(str(found["id"]))
             )
@@ -345,7 +345,7 @@ class Intune(AbsentParts):
         return wire.is_usable(await self._graph.get(f"{MOBILE_APPS}/{app_id}"))
 
     async def _verify_assignment(self, action: Action, assignment: Assignment) -> Verified:
-        headers = effect_headers(assignment.key, assignment.correlation_id)
+        headers = effect_headers(assignment)
         on_group = await self._on_group(assignment.external_id, assignment.target, headers)
         if action is Action.UNASSIGN:
             return Verified(holds=not any(found.get("intent") in OURS for found in on_group))

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Microsoft Graph's conventions: where its pages have what, how it words a refusal, what it correlates by."""
 
-from uuid import UUID
-
 import httpx
 
 from app.connectors import rest
+from app.connectors.contract import App, Assignment
 from app.connectors.rest import Headers, Rest
 from app.resilience import ResilientClient
 
@@ -13,9 +12,9 @@ SERVICE = "intune"
 CORRELATION = (*rest.CORRELATION, "client-request-id")
 
 
-def effect_headers(key: str, identity: UUID) -> Headers:
+def effect_headers(effect: App | Assignment) -> Headers:
     """What every request made for an effect carries."""
-    return rest.effect_headers(key, identity, names=CORRELATION)
+    return rest.effect_headers(effect, names=CORRELATION)
 
 
 def graph(http: ResilientClient) -> Rest:

@@ -95,7 +95,7 @@ class Upload:
         self._pace = pace
         self._package = wire.windows_package(app)
         self._keys = Keys.derive(secret, marker=app.marker, sha256=self._package.sha256)
-        self._headers: Headers = effect_headers(app.key, app.correlation_id)
+        self._headers: Headers = effect_headers(app)
         self._app = f"/deviceAppManagement/mobileApps/{app_id}"
         self._versions = f"{self._app}/microsoft.graph.win32LobApp/contentVersions"
 

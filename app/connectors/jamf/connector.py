@@ -129,7 +129,7 @@ class Jamf(AbsentParts):
     async def publish(self, app: App) -> str:
         """The id of the package with our marker, created if there is none."""
         wire.pkg(app)
-        headers = effect_headers(app.key, app.correlation_id)
+        headers = effect_headers(app)
         found = await self._find_ours(app, headers)
         if found is not None:
             return str(found["id"])
@@ -162,7 +162,7 @@ class Jamf(AbsentParts):
         Raises:
             PolicyError: there is neither.
         """
-        await self._delete(assignment.key_of(Action.ASSIGN), _headers(assignment))
+        await self._delete(assignment.key_of(Action.ASSIGN), effect_headers(assignment))
         if assignment.previous_id is not None:
             return await self._install(assignment, assignment.previous_id)
         script = wire.pkg(assignment.app).uninstall_script
@@ -178,7 +178,7 @@ class Jamf(AbsentParts):
 
     async def _put(self, assignment: Assignment, policy: bytes) -> str:
         """The id of the effect's policy, created if there is none."""
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         found = await self._policy(assignment.key, headers)
         if found is not None:
             return found
@@ -191,7 +191,7 @@ class Jamf(AbsentParts):
     async def unassign(self, assignment: Assignment) -> None:
         """Delete our policies of this ring; what they installed stays."""
         for action in (Action.ASSIGN, Action.REMOVE):
-            await self._delete(assignment.key_of(action), _headers(assignment))
+            await self._delete(assignment.key_of(action), effect_headers(assignment))
 
     async def _delete(self, key: str, headers: Headers) -> None:
         found = await self._policy(key, headers)
@@ -200,7 +200,7 @@ class Jamf(AbsentParts):
 
     async def cancel(self, assignment: Assignment) -> None:
         """Switch the policy off: computers that have not begun do not begin."""
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         found = await self._policy(assignment.key_of(Action.ASSIGN), headers)
         if found is not None:
             path = f"/policies/id/{found}"
@@ -284,14 +284,14 @@ class Jamf(AbsentParts):
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
         """Ask by reads whether the effect is there."""
         if action in {Action.PUBLISH, Action.UPLOAD}:
-            found = await self._find_ours(app, effect_headers(app.key, app.correlation_id))
+            found = await self._find_ours(app, effect_headers(app))
             there = found is not None and (
                 action is Action.PUBLISH or wire.is_there(found, wire.pkg(app).sha256)
             )
             return Verified(holds=there, external_id=str(found["id"]) if found else None)
         if assignment is None:
             raise ValueError(f"{action} is verified by its assignment")
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         installs = await self._policy(assignment.key_of(Action.ASSIGN), headers)
         removes = await self._policy(assignment.key_of(Action.REMOVE), headers)
         if action is Action.UNASSIGN:
@@ -299,7 +299,3 @@ class Jamf(AbsentParts):
         made = installs if action is Action.ASSIGN else removes
         undone = action is Action.ASSIGN or installs is None
         return Verified(holds=made is not None and undone, external_id=made)
-
-
-def _headers(assignment: Assignment) -> Headers:
-    return effect_headers(assignment.key, assignment.correlation_id)

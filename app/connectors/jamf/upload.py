@@ -41,7 +41,7 @@ class Upload:
         self._package = wire.pkg(app)
         self._path = f"/v1/packages/{package_id}"
         self._pace = pace
-        self._headers = effect_headers(app.key, app.correlation_id)
+        self._headers = effect_headers(app)
 
     async def run(self) -> AsyncGenerator[UploadProgress, None]:
         """Everything that is left to do; quiet where the content is there already."""

@@ -127,7 +127,7 @@ class Landscape(AbsentParts):
         Raises:
             NotThere: none has.
         """
-        package, headers = wire.deb(app), effect_headers(app.key, app.correlation_id)
+        package, headers = wire.deb(app), effect_headers(app)
         page = await self._api.get("/packages", {"names": package.name, "limit": "1"}, headers=headers)
         if not self._api.items_of(page):
             raise NotThere(f"Landscape knows no package {package.name}", service=SERVICE, status=404)
@@ -135,7 +135,7 @@ class Landscape(AbsentParts):
 
     async def baseline(self, assignment: Assignment) -> str:
         """The number of the newest activity: one that we ask for gets a higher one."""
-        newest = await self._newest(_headers(assignment))
+        newest = await self._newest(effect_headers(assignment))
         return str(max((int(found["id"]) for found in newest), default=0))
 
     async def _newest(self, headers: Headers) -> list[Json]:
@@ -176,7 +176,7 @@ class Landscape(AbsentParts):
 
     async def _packages(self, assignment: Assignment) -> AsyncIterator[Sequence[Json]]:
         """What the ring's computers have of the package, and could have: as many at once as a query names."""
-        name, headers = wire.deb(assignment.app).name, _headers(assignment)
+        name, headers = wire.deb(assignment.app).name, effect_headers(assignment)
         async for members in self._members(assignment.target, rows=COMPUTERS, headers=headers):
             query = " OR ".join(f"id:{computer['id']}" for computer in members)
             page = await self._api.get("/packages", {"query": query, "names": name}, headers=headers)
@@ -190,7 +190,7 @@ class Landscape(AbsentParts):
     async def _queue(self, assignment: Assignment, action: str) -> str:
         named = numbered("packages", [wire.deb(assignment.app).name])
         params = {"query": wire.query(assignment.target), **named}
-        activity = await self._api.queue(action, params, headers=_headers(assignment))
+        activity = await self._api.queue(action, params, headers=effect_headers(assignment))
         if not activity.get("id"):
             raise PermanentError("Landscape queued an activity and did not say which", service=SERVICE)
         return str(activity["id"])
@@ -198,7 +198,7 @@ class Landscape(AbsentParts):
     async def remove(self, assignment: Assignment) -> str:
         """Keep back what was not delivered yet, then have the package removed."""
         installing = await self._made(assignment, Action.ASSIGN)
-        await self._cancel(installing.values(), _headers(assignment))
+        await self._cancel(installing.values(), effect_headers(assignment))
         made = await self._made(assignment, Action.REMOVE)
         if not made and await self._is_anywhere(assignment):
             made = {wire.REMOVE: await self._queue(assignment, wire.REMOVE)}
@@ -214,12 +214,12 @@ class Landscape(AbsentParts):
         """Cancel what no computer has heard of; what was delivered has happened."""
         for action in (Action.ASSIGN, Action.REMOVE):
             made = await self._made(assignment, action)
-            await self._cancel(made.values(), _headers(assignment))
+            await self._cancel(made.values(), effect_headers(assignment))
 
     async def cancel(self, assignment: Assignment) -> None:
         """Cancel what no computer has heard of."""
         made = await self._made(assignment, Action.ASSIGN)
-        await self._cancel(made.values(), _headers(assignment))
+        await self._cancel(made.values(), effect_headers(assignment))
 
     async def _cancel(self, numbers: Iterable[str], headers: Headers) -> None:
         """Cancel the parts of activities that were not delivered; there may be none."""
@@ -239,7 +239,7 @@ class Landscape(AbsentParts):
 
         An assignment that knows what it made is believed only for its own direction.
         """
-        headers, found = _headers(assignment), dict[str, str]()
+        headers, found = effect_headers(assignment), dict[str, str]()
         after = int(assignment.baseline or 0) if assignment.key == assignment.key_of(action) else 0
         for activity in await self._newest(headers):
             kind = wire.kind_of(activity, assignment.app, creator=self._login.me)
@@ -291,7 +291,7 @@ class Landscape(AbsentParts):
         return Verified(holds=holds, external_id=_joined(made))
 
     async def _is_undelivered(self, assignment: Assignment) -> bool:
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         for action in (Action.ASSIGN, Action.REMOVE):
             for number in (await self._made(assignment, action)).values():
                 if await self._any(f"parent-id:{number} status:undelivered", headers):
@@ -306,7 +306,3 @@ def _joined(made: dict[str, str]) -> str:
 
 def _split(made_id: str | None) -> list[str]:
     return [number for number in (made_id or "").split(",") if number.isdecimal()]
-
-
-def _headers(assignment: Assignment) -> Headers:
-    return effect_headers(assignment.key, assignment.correlation_id)

@@ -148,7 +148,7 @@ class Sccm(AbsentParts):
             NotThere, PolicyError: there is none of that name, or not of that version, or not to be had.
             NotReady: its content is being distributed.
         """
-        headers = effect_headers(app.key, app.correlation_id)
+        headers = effect_headers(app)
         application = await self._named(wire.package(app).name, app.version, headers)
         await self._require_content(application, headers)
         return str(application["ModelName"])
@@ -184,7 +184,7 @@ class Sccm(AbsentParts):
 
     async def remove(self, assignment: Assignment) -> str:
         """Withdraw what installs, deploy the uninstallation, then see that the previous version is there."""
-        await self._withdraw(assignment.key_of(Action.ASSIGN), _headers(assignment))
+        await self._withdraw(assignment.key_of(Action.ASSIGN), effect_headers(assignment))
         made = await self._deploy(assignment, assignment.external_id, wire.UNINSTALL, assignment.key)
         if assignment.previous_id is not None and not await self._offered(assignment):
             await self._deploy(assignment, assignment.previous_id, wire.INSTALL, _return_key(assignment))
@@ -192,7 +192,7 @@ class Sccm(AbsentParts):
 
     async def _deploy(self, assignment: Assignment, model_name: str, config: int, key: str) -> str:
         """The deployment under that key; names are not unique at the service, so it is looked for first."""
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         found = await self._deployments(key, headers)
         if found:
             return str(found[0]["AssignmentID"])
@@ -234,7 +234,7 @@ class Sccm(AbsentParts):
 
     async def _offered(self, assignment: Assignment) -> list[Json]:
         """The deployments that install the previous version on the collection, whoever made them."""
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         previous = await self._by_model(str(assignment.previous_id), headers)
         filters = wire.where(
             ApplicationName=previous["LocalizedDisplayName"], TargetCollectionID=assignment.target.ref
@@ -245,11 +245,11 @@ class Sccm(AbsentParts):
     async def unassign(self, assignment: Assignment) -> None:
         """Withdraw our deployments of the application on this ring, and nobody else's."""
         for action in (Action.ASSIGN, Action.REMOVE):
-            await self._withdraw(assignment.key_of(action), _headers(assignment))
+            await self._withdraw(assignment.key_of(action), effect_headers(assignment))
 
     async def cancel(self, assignment: Assignment) -> None:
         """Withdraw what installs: clients hear of it with their next policy."""
-        await self._withdraw(assignment.key_of(Action.ASSIGN), _headers(assignment))
+        await self._withdraw(assignment.key_of(Action.ASSIGN), effect_headers(assignment))
 
     async def _withdraw(self, key: str, headers: Headers) -> None:
         for found in await self._deployments(key, headers):
@@ -298,7 +298,7 @@ class Sccm(AbsentParts):
             return Verified(holds=True, external_id=await self.publish(app))
         if assignment is None:
             raise ValueError(f"{action} is verified by its assignment")
-        headers = _headers(assignment)
+        headers = effect_headers(assignment)
         installs = await self._deployments(assignment.key_of(Action.ASSIGN), headers)
         removes = await self._deployments(assignment.key_of(Action.REMOVE), headers)
         if action is Action.UNASSIGN:
@@ -308,10 +308,6 @@ class Sccm(AbsentParts):
         undone = action is Action.ASSIGN or not installs
         number = str(made[0]["AssignmentID"]) if made else None
         return Verified(holds=bool(made and back and undone), external_id=number)
-
-
-def _headers(assignment: Assignment) -> Headers:
-    return effect_headers(assignment.key, assignment.correlation_id)
 
 
 def _return_key(assignment: Assignment) -> str:
