@@ -3,10 +3,11 @@
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx
+from pydantic import BaseModel
 
 from app.connectors.contract import App, Assignment
 from app.resilience import ResilientClient, Safety
@@ -19,11 +20,23 @@ CORRELATION = ("X-Correlation-ID",)
 Json = dict[str, Any]
 Headers = Mapping[str, str]
 Params = Mapping[str, str]
+P = TypeVar("P", bound=BaseModel)
 
 
 def effect_headers(effect: App | Assignment, *, names: Collection[str] = CORRELATION) -> Headers:
     """What every request made for an effect carries; ``effect`` has its key."""
     return {"X-Effect-Key": effect.key, **dict.fromkeys(names, str(effect.correlation_id))}
+
+
+def package_of(app: App, *kinds: type[P], refusal: str, service: str) -> P:
+    """The application's package, which must be of one of these kinds.
+
+    Raises:
+        PermanentError: it is of another; ``refusal`` is how the sentence begins.
+    """
+    if isinstance(app.package, kinds):
+        return app.package
+    raise PermanentError(f"{refusal} packages of kind {app.package.kind}", service=service)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,7 @@ class Rest:
 
     async def get(self, path: str, *, params: Params | None = None, headers: Headers | None = None) -> Json:
         """One object."""
-        return self._object(await self.send("GET", path, params=params, headers=headers))
+        return self.object_of(await self.send("GET", path, params=params, headers=headers))
 
     async def post(
         self,
@@ -67,16 +80,32 @@ class Rest:
             AmbiguousError: of an unsafe request; PermanentError: of another.
         """
         try:
-            return self._object(answer)
+            return self.object_of(answer)
         except PermanentError as error:
             if safety is Safety.UNSAFE:
                 service, status = self.http.service, answer.status_code
                 raise AmbiguousError(error.detail, service=service, status=status) from error
             raise
 
+    def object_of(self, answer: httpx.Response) -> Json:
+        """The answer's object, empty where there is none.
+
+        Raises:
+            PermanentError: it is something else.
+        """
+        if not answer.content:
+            return {}
+        try:
+            body = answer.json()
+        except ValueError as error:
+            raise self.wrong("something that is not JSON") from error
+        if not isinstance(body, dict):
+            raise self.wrong("something that is not an object")
+        return body
+
     async def put(self, path: str, body: Json, *, headers: Headers) -> Json:
         """Replace an object; a repeat changes nothing more."""
-        return self._object(await self.send("PUT", path, json=body, headers=headers))
+        return self.object_of(await self.send("PUT", path, json=body, headers=headers))
 
     async def patch(self, path: str, body: Json, *, headers: Headers) -> None:
         """Set members; a repeat changes nothing more."""
@@ -150,14 +179,3 @@ class Rest:
             raise PermanentError(detail, service=self.http.service)
         seen.add(str(address))
         return str(address)
-
-    def _object(self, answer: httpx.Response) -> Json:
-        if not answer.content:
-            return {}
-        try:
-            body = answer.json()
-        except ValueError as error:
-            raise self.wrong("something that is not JSON") from error
-        if not isinstance(body, dict):
-            raise self.wrong("something that is not an object")
-        return body

@@ -10,8 +10,7 @@ import httpx
 
 from app.connectors.contract import Action, App, DeviceReport, InstallState
 from app.connectors.packages import PlaybookPackage
-from app.connectors.rest import Json
-from app.resilience.errors import PermanentError
+from app.connectors.rest import Json, package_of
 
 SERVICE = "ansible"
 MARKER = "eucora_effect"
@@ -25,9 +24,7 @@ def playbook(app: App) -> PlaybookPackage:
     Raises:
         PermanentError: another kind.
     """
-    if isinstance(app.package, PlaybookPackage):
-        return app.package
-    raise PermanentError(f"AWX does not run packages of kind {app.package.kind}", service=SERVICE)
+    return package_of(app, PlaybookPackage, refusal="AWX does not run", service=SERVICE)
 
 
 def variables(app: App, key: str) -> Json:

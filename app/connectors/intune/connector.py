@@ -34,15 +34,13 @@ from app.connectors.intune import wire
 from app.connectors.intune.graph import SERVICE, describe, effect_headers, graph
 from app.connectors.intune.supersedence import Supersedence
 from app.connectors.intune.upload import Pace, Upload
-from app.connectors.rest import Headers
+from app.connectors.rest import Headers, Json
 from app.connectors.services import Services
 from app.connectors.settings import ADDRESS, PlaneSettings
 from app.connectors.sources import Sources
 from app.resilience import TRANSIENT_RETRY, ResilientClient, Safety
 from app.resilience.auth import ClientCredentials, Grant
 from app.resilience.errors import ConflictError, NotThere, PermanentError
-
-Json = dict[str, Any]
 
 MOBILE_APPS = "/deviceAppManagement/mobileApps"
 MANAGED_DEVICES = "/deviceManagement/managedDevices"

@@ -21,12 +21,10 @@ from app.connectors.contract import App, UploadProgress
 from app.connectors.intune import wire
 from app.connectors.intune.content import Content, Keys, content_path, make_content, open_content
 from app.connectors.intune.graph import SERVICE, effect_headers
-from app.connectors.rest import Headers, Rest
+from app.connectors.rest import Headers, Json, Rest
 from app.connectors.sources import Sources, make_private, paced, sweep
 from app.resilience import ResilientClient, Safety
 from app.resilience.errors import LocalSaturation, PolicyError, TransientError
-
-Json = dict[str, Any]
 
 READY = {"azureStorageUriRequestSuccess", "azureStorageUriRenewalSuccess"}
 COMMITTED = "commitFileSuccess"

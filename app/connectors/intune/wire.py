@@ -7,7 +7,6 @@ has no ``displayVersion``, so the version stands beside the marker in ``notes``,
 
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from app.connectors.contract import App, DeviceReport, InstallState, Member
@@ -20,9 +19,8 @@ from app.connectors.packages import (
     RegistryDetection,
     Win32Package,
 )
+from app.connectors.rest import Json, package_of
 from app.resilience.errors import PermanentError
-
-Json = dict[str, Any]
 
 MARKER = "eucora:"
 VERSION = "eucora-version:"
@@ -79,15 +77,16 @@ def file_name(uri: str) -> str:
     return PurePosixPath(unquote(urlsplit(uri).path)).name or "package"
 
 
+INSTALLED: tuple[type[Win32Package | MsiPackage], ...] = (Win32Package, MsiPackage)
+
+
 def windows_package(app: App) -> Win32Package | MsiPackage:
     """The package, if it is one that Intune installs.
 
     Raises:
         PermanentError: another kind.
     """
-    if isinstance(app.package, Win32Package | MsiPackage):
-        return app.package
-    raise PermanentError(f"Intune does not install packages of kind {app.package.kind}", service="intune")
+    return package_of(app, *INSTALLED, refusal="Intune does not install", service="intune")
 
 
 def setup_file(package: Win32Package | MsiPackage) -> str:

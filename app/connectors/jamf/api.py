@@ -83,9 +83,7 @@ class Api:
         self, path: str, params: Mapping[str, Any] | None = None, *, headers: Headers | None = None
     ) -> Json:
         """One object of the Pro API."""
-        return self._rest.made(
-            await self.send("GET", f"/api{path}", params=params, headers=headers), safety=Safety.IDEMPOTENT
-        )
+        return self._rest.object_of(await self.send("GET", f"/api{path}", params=params, headers=headers))
 
     def items_of(self, page: Json) -> list[Json]:
         """The objects of a page."""
@@ -131,7 +129,7 @@ class Api:
         answer = await self.send("GET", f"/JSSResource{path}", headers=asked, accept={404})
         if answer.status_code == HTTPStatus.NOT_FOUND:
             return None
-        return self._rest.made(answer, safety=Safety.IDEMPOTENT)
+        return self._rest.object_of(answer)
 
     async def classic_write(self, method: str, path: str, xml: bytes, *, headers: Headers) -> str:
         """The id that the Classic API tells of what it made or changed."""

@@ -2,11 +2,10 @@
 """A package's content on its way into Jamf Pro: fetched, checked, sent in one piece from disk, looked for."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from app.connectors.contract import App, UploadProgress
@@ -95,10 +94,10 @@ class Upload:
         """A repeat replaces what was sent before."""
         longest = self._pace.upload
         profile = replace(DEFAULT_RETRY, attempts=2, attempt_timeout=longest, total=longest)
-        extensions: Mapping[str, Any] = {"body": body, "safety": Safety.IDEMPOTENT, "profile": profile}
+        extensions = {"body": body, "safety": Safety.IDEMPOTENT, "profile": profile}
         headers = {**self._headers, **body.headers}
         await self._api.http.request(
-            "POST", f"/api{self._path}/upload", headers=headers, extensions=dict(extensions)
+            "POST", f"/api{self._path}/upload", headers=headers, extensions=extensions
         )
 
     async def _arrived(self) -> AsyncGenerator[None, None]:

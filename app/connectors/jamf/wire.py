@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 from app.connectors.contract import Action, App, DeviceReport, InstallState, Member, UploadProgress
 from app.connectors.packages import PkgPackage
-from app.connectors.rest import Json
+from app.connectors.rest import Json, package_of
 from app.resilience.errors import PermanentError
 
 T = TypeVar("T")
@@ -32,9 +32,7 @@ def pkg(app: App) -> PkgPackage:
     Raises:
         PermanentError: another kind.
     """
-    if isinstance(app.package, PkgPackage):
-        return app.package
-    raise PermanentError(f"Jamf Pro does not install packages of kind {app.package.kind}", service=SERVICE)
+    return package_of(app, PkgPackage, refusal="Jamf Pro does not install", service=SERVICE)
 
 
 def package_name(app: App) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from app.connectors.contract import Action, App, DeviceReport, InstallState, Member, Target, TargetKind
 from app.connectors.packages import DebPackage
-from app.connectors.rest import Json
-from app.resilience.errors import PermanentError, PolicyError
+from app.connectors.rest import Json, package_of
+from app.resilience.errors import PolicyError
 
 SERVICE = "landscape"
 INSTALL, UPGRADE, REMOVE = "InstallPackages", "UpgradePackages", "RemovePackages"
@@ -44,9 +44,7 @@ def deb(app: App) -> DebPackage:
     Raises:
         PermanentError: another kind.
     """
-    if isinstance(app.package, DebPackage):
-        return app.package
-    raise PermanentError(f"Landscape does not install packages of kind {app.package.kind}", service=SERVICE)
+    return package_of(app, DebPackage, refusal="Landscape does not install", service=SERVICE)
 
 
 def query(target: Target) -> str:

@@ -12,8 +12,7 @@ import httpx
 
 from app.connectors.contract import Action, App, DeviceReport, InstallState, Member
 from app.connectors.packages import ApplicationPackage
-from app.connectors.rest import Json
-from app.resilience.errors import PermanentError
+from app.connectors.rest import Json, package_of
 
 SERVICE = "sccm"
 MARKER = "eucora:"
@@ -48,11 +47,8 @@ def package(app: App) -> ApplicationPackage:
     Raises:
         PermanentError: another kind.
     """
-    if isinstance(app.package, ApplicationPackage):
-        return app.package
-    raise PermanentError(
-        f"Configuration Manager does not deploy packages of kind {app.package.kind}", service=SERVICE
-    )
+    refusal = "Configuration Manager does not deploy"
+    return package_of(app, ApplicationPackage, refusal=refusal, service=SERVICE)
 
 
 def literal(value: str) -> str:
