@@ -6,8 +6,8 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -18,12 +18,14 @@ from urllib.request import url2pathname
 import httpx
 
 from app.resilience import ResilientClient
-from app.resilience.errors import CallError, PermanentError, PolicyError, TransientError
+from app.resilience.errors import CallError, LocalSaturation, PermanentError, PolicyError, TransientError
 
 PACKAGE_SOURCE = "external_api"
 PIECE = 2**20
 REPORT_EVERY = 1.0
 FRUITLESS_DOWNLOADS = 3
+SPOOL_KEPT = 86_400.0
+"""Seconds after which what an upload left in the spool is taken for given up."""
 
 
 def redacted(uri: str) -> str:
@@ -126,6 +128,21 @@ class Sources:
         self.spool = spool
         self._connect = connect
         self._rules = rules
+
+    @asynccontextmanager
+    async def spooling(self, name: str, *, service: str) -> AsyncIterator[None]:
+        """Have the spool private, and rid of what other uploads gave up, while the block fills it.
+
+        Raises:
+            LocalSaturation: it cannot be used; ``service`` is not to blame, but waits.
+        """
+        try:
+            await asyncio.to_thread(make_private, self.spool)
+            await asyncio.to_thread(sweep, self.spool, name, older_than=SPOOL_KEPT)
+            yield
+        except OSError as error:
+            detail = f"the spool cannot be used: {error.strerror}"
+            raise LocalSaturation(detail, service=service, retry_after=60.0) from error
 
     async def locate(self, uri: str, name: str) -> Path:
         """Where the package is, or will be after ``fetch``; ``name`` belongs to one upload alone."""

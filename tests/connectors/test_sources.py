@@ -23,7 +23,14 @@ from app.connectors.contract import App
 from app.connectors.services import Services
 from app.connectors.sources import FileRules, Sources, make_private, sweep
 from app.resilience import RetryProfile
-from app.resilience.errors import CallError, NotThere, PermanentError, PolicyError, TransientError
+from app.resilience.errors import (
+    CallError,
+    LocalSaturation,
+    NotThere,
+    PermanentError,
+    PolicyError,
+    TransientError,
+)
 from tests.connectors.conftest import Make, MakeApp, upload
 from tests.resilience.misbehaving import (
     HANG,
@@ -343,3 +350,14 @@ def test_the_sweep_takes_only_what_is_old_and_ours(tmp_path: Path) -> None:
     sweep(tmp_path, "mine", older_than=3600)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.txt", "mine.part", "new.content"]
+
+
+async def test_a_spool_that_cannot_be_made_puts_the_upload_off(
+    make: Make, make_app: MakeApp, tmp_path: Path
+) -> None:
+    (tmp_path / "spool-0").write_text("a file where the folder should be")
+    intune, app = make(), make_app()
+    app_id = await intune.publish(app)
+
+    with pytest.raises(LocalSaturation, match="the spool cannot be used"):
+        await upload(intune, app, app_id)

@@ -22,13 +22,12 @@ from app.connectors.intune import wire
 from app.connectors.intune.content import Content, Keys, content_path, make_content, open_content
 from app.connectors.intune.graph import SERVICE, effect_headers
 from app.connectors.rest import Headers, Json, Rest
-from app.connectors.sources import Sources, make_private, paced, sweep
+from app.connectors.sources import Sources, paced
 from app.resilience import ResilientClient, Safety
-from app.resilience.errors import LocalSaturation, PolicyError, TransientError
+from app.resilience.errors import PolicyError, TransientError
 
 READY = {"azureStorageUriRequestSuccess", "azureStorageUriRenewalSuccess"}
 COMMITTED = "commitFileSuccess"
-SPOOL_KEPT = 86_400.0
 SAS_MARGIN = timedelta(seconds=60)
 FRUITLESS_RENEWALS = 2
 
@@ -133,25 +132,18 @@ class Upload:
 
     async def _prepare(self) -> AsyncGenerator[int, None]:
         """Package to spool, spool to content; yields bytes read or written."""
-        spool = self._sources.spool
-        await asyncio.to_thread(make_private, spool)
-        await asyncio.to_thread(sweep, spool, self._keys.name, older_than=SPOOL_KEPT)
-        try:
-            package = await self._sources.locate(self._package.uri, self._keys.name)
-            if not await asyncio.to_thread(self._is_spooled, package):
-                async with aclosing(
-                    self._sources.fetch(self._package.uri, self._package.sha256, self._keys.name)
-                ) as steps:
-                    async for size in steps:
-                        yield size
-                making = make_content(package, wire.setup_file(self._package), self._keys, spool)
-                async with aclosing(paced(making)) as pieces:
-                    async for size in pieces:
-                        yield size
-        except OSError as error:
-            raise LocalSaturation(
-                f"the spool cannot be used: {error.strerror}", service=SERVICE, retry_after=60.0
-            ) from error
+        uri, name = self._package.uri, self._keys.name
+        async with self._sources.spooling(name, service=SERVICE):
+            package = await self._sources.locate(uri, name)
+            if await asyncio.to_thread(self._is_spooled, package):
+                return
+            async with aclosing(self._sources.fetch(uri, self._package.sha256, name)) as steps:
+                async for size in steps:
+                    yield size
+            setup_file, spool = wire.setup_file(self._package), self._sources.spool
+            async with aclosing(paced(make_content(package, setup_file, self._keys, spool))) as pieces:
+                async for size in pieces:
+                    yield size
 
     def _is_spooled(self, package: Path) -> bool:
         return package.exists() and content_path(self._sources.spool, self._keys).exists()

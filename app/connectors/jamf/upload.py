@@ -13,12 +13,11 @@ from app.connectors.jamf import wire
 from app.connectors.jamf.api import Api
 from app.connectors.jamf.wire import SERVICE
 from app.connectors.rest import effect_headers
-from app.connectors.sources import Sources, make_private, sweep
+from app.connectors.sources import Sources
 from app.resilience import DEFAULT_RETRY, FileBody, Safety
-from app.resilience.errors import LocalSaturation, NotReady
+from app.resilience.errors import NotReady
 
 REPORT_EVERY = 1.0
-SPOOL_KEPT = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +66,10 @@ class Upload:
         return wire.is_there(found, self._package.sha256)
 
     async def _fetched(self) -> AsyncGenerator[int, None]:
-        spool = self._sources.spool
-        try:
-            await asyncio.to_thread(make_private, spool)
-            await asyncio.to_thread(sweep, spool, self._name, older_than=SPOOL_KEPT)
-            fetching = self._sources.fetch(self._package.uri, self._package.sha256, self._name)
-            async with aclosing(fetching) as steps:
-                async for size in steps:
-                    yield size
-        except OSError as error:
-            detail = f"the spool cannot be used: {error.strerror}"
-            raise LocalSaturation(detail, service=SERVICE, retry_after=60.0) from error
+        fetching = self._sources.fetch(self._package.uri, self._package.sha256, self._name)
+        async with self._sources.spooling(self._name, service=SERVICE), aclosing(fetching) as steps:
+            async for size in steps:
+                yield size
 
     async def _sent(self, file: Path) -> AsyncGenerator[int, None]:
         """Send while the caller is told, every second, that something happens."""
