@@ -10,10 +10,9 @@ from uuid import UUID
 from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import rollout
-from app.models import Deployment, Event, Operation, OperationStatus, RingDeployment
+from app.domain import operations, rollout
+from app.models import Deployment, Event, Operation, RingDeployment
 
-ENDED = (OperationStatus.SUCCEEDED, OperationStatus.FAILED, OperationStatus.CANCELLED)
 SYSTEM = "system"
 """The actor of what the control plane does by itself."""
 
@@ -66,7 +65,7 @@ async def newest(session: AsyncSession, deployment_ids: Sequence[UUID]) -> dict[
     works = exists().where(
         RingDeployment.deployment_id == Deployment.id,
         Operation.id == RingDeployment.operation_id,
-        Operation.status.not_in(ENDED),
+        Operation.status.not_in(operations.ENDED),
     )
     query = select(Deployment.id, Deployment.event_sequence, Deployment.status, works.label("goes_on"))
     rows = await session.execute(query.where(Deployment.id.in_(deployment_ids)))
