@@ -36,7 +36,7 @@ class RateLimitRead(Shown):
     """How much the plane takes: so many requests within so many seconds, of which kind and whose."""
 
     requests: Annotated[int, Field(ge=1, le=1_000_000)]
-    seconds: Annotated[float, Field(ge=0, le=86_400)]
+    seconds: Annotated[float, Field(ge=1, le=86_400)]
     applies_to: Label
 
 
