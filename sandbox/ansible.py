@@ -17,11 +17,21 @@ from starlette.types import ASGIApp
 
 import sandbox
 from sandbox.ansible_jobs import Jobs
-from sandbox.ansible_pages import API_PREFIXES, page, row_or_404, stamp
+from sandbox.ansible_pages import API_PREFIXES, page, stamp
 from sandbox.journal import Document
 from sandbox.plan import RINGS, Device, Ring
 from sandbox.plane import Plane
-from sandbox.rest import Body, Refused, application, basic_client, documents, effect_of, guarded, read
+from sandbox.rest import (
+    Body,
+    Refused,
+    application,
+    basic_client,
+    documents,
+    effect_of,
+    guarded,
+    read,
+    row_or_404,
+)
 
 INVENTORY = 1
 GROUPS: dict[Ring, int] = {ring: 11 + place for place, ring in enumerate(RINGS)}

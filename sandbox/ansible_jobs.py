@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sandbox.ansible_pages import page, row_or_404, stamp
+from sandbox.ansible_pages import page, stamp
 from sandbox.fleet import Life
 from sandbox.journal import Document, Table
 from sandbox.plan import RINGS, Device, Software
 from sandbox.plane import Plane
-from sandbox.rest import Body, Refused, effect_of, read
+from sandbox.rest import Body, Refused, effect_of, read, row_or_404
 
 PENDING_SECONDS = 0.2
 EVENTS_SECONDS = 0.3

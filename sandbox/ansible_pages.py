@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from sandbox.journal import Document, Table
+from sandbox.journal import Document
 from sandbox.rest import Refused, number, require_known
 
 API_PREFIXES = ("/api/v2", "/api/controller/v2")
@@ -42,14 +42,6 @@ def link(request: Request, place: int) -> str:
     """A path, without the host, as AWX writes it."""
     scope = request.scope["sandbox.scope"]
     return f"{scope['path']}?{urlencode({**request.query_params, 'page': place}, safe=',')}"
-
-
-def row_or_404(table: Table, request: Request) -> Document:
-    """The row that the path names."""
-    row = table.get(str(request.path_params["id"]))
-    if row is None:
-        raise Refused(404, "Not found.")
-    return row
 
 
 def stamp(at: float) -> str:

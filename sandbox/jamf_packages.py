@@ -15,7 +15,7 @@ from starlette.routing import Route
 from sandbox.journal import Document
 from sandbox.plan import Software
 from sandbox.plane import Plane
-from sandbox.rest import Refused, effect_of, number, read, require_known
+from sandbox.rest import Refused, effect_of, number, read, require_known, row_or_404
 
 TRANSFER_SECONDS = 0.4
 PAGE, LARGEST_PAGE = 100, 2000
@@ -111,14 +111,11 @@ class Packages:
         return Response(status_code=204)
 
     def _one(self, request: Request) -> Document:
-        row = self._table.get(str(request.path_params["id"]))
-        if row is None:
-            raise Refused(404, "INVALID_ID")
-        return row
+        return row_or_404(self._table, request, "INVALID_ID")
 
     async def _upload(self, request: Request) -> Response:
         """Take the content of the form's one file; it replaces what was there."""
-        row, digest = self._one(request), hashlib.sha256()
+        row = self._one(request)
         boundary = request.headers.get("content-type", "").partition("boundary=")[2]
         if not boundary:
             raise Refused(415, "UNSUPPORTED_MEDIA_TYPE")
@@ -127,9 +124,8 @@ class Packages:
         content, closed, _ = rest.rpartition(f"\r\n--{boundary}--".encode())
         if b'name="file"' not in head or not closed:
             raise Refused(400, "file: REQUIRED")
-        digest.update(content)
         ready = self._plane.clock() + TRANSFER_SECONDS * self._plane.scale
-        self._table.put(str(row["id"]), row | {"sha256": digest.hexdigest(), "ready": ready})
+        self._table.put(str(row["id"]), row | {"sha256": hashlib.sha256(content).hexdigest(), "ready": ready})
         return JSONResponse({"id": str(row["id"]), "href": f"/api/v1/packages/{row['id']}"}, 201)
 
     def _shown(self, row: Document) -> Document:

@@ -16,7 +16,7 @@ from sandbox.jamf_packages import Packages, bundle_of
 from sandbox.journal import Document
 from sandbox.plan import RINGS, Device, Ring
 from sandbox.plane import Plane
-from sandbox.rest import Refused, effect_of
+from sandbox.rest import Refused, effect_of, row_or_404
 
 GROUPS: dict[Ring, int] = {ring: 12 + place for place, ring in enumerate(RINGS)}
 STATIC: tuple[Ring, ...] = ("LAB", "CANARY")
@@ -68,10 +68,7 @@ class Policies:
         return answer(request, "policy", shown(self._one(request)))
 
     def _one(self, request: Request) -> Document:
-        row = self._table.get(str(request.path_params["id"]))
-        if row is None:
-            raise Refused(404, "Not Found")
-        return row
+        return row_or_404(self._table, request, "Not Found")
 
     async def _create(self, request: Request) -> Response:
         written = await self._written(request)

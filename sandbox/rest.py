@@ -126,6 +126,14 @@ def is_secret(client: str, secret: str) -> bool:
     return known is not None and hmac.compare_digest(known.encode(), secret.encode())
 
 
+def row_or_404(table: Mapping[str, Document], request: Request, words: str = "Not found.") -> Document:
+    """The row that the path's ``id`` names; the refusal is in the vendor's words."""
+    row = table.get(str(request.path_params["id"]))
+    if row is None:
+        raise Refused(404, words)
+    return row
+
+
 def effect_of(request: Request) -> str | None:
     """The effect a request belongs to, as its sender says."""
     return request.headers.get("x-effect-key")
