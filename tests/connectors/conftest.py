@@ -27,6 +27,7 @@ from tests.sandbox.stage import Stage
 
 SCALE = 0.05
 BLOCK = 4096
+PATIENT = RetryProfile(attempts=3, shortest=0.01, longest=0.02, attempt_timeout=5.0, total=20.0)
 QUICK = RetryProfile(attempts=3, shortest=0.01, longest=0.03, attempt_timeout=5.0, total=20.0)
 
 
@@ -218,15 +219,28 @@ def assignment(
     return Assignment(f"{app.marker}/CANARY/{action}", app, app_id, target, previous_id)
 
 
+Connect = Callable[..., Any]
+
+
 @pytest.fixture
-async def connect(sandbox: Sandbox, tmp_path: Path, files: Path) -> AsyncIterator[Callable[..., Any]]:
-    """Connectors of the sandbox's plane, closed at the end."""
-    from tests.connectors.connecting import connector_of
+def profile() -> RetryProfile:
+    """The patience of connectors that a test connects; a module may say otherwise."""
+    return PATIENT
 
+
+@pytest.fixture
+async def connect(
+    sandbox: Sandbox, tmp_path: Path, files: Path, profile: RetryProfile
+) -> AsyncIterator[Connect]:
+    """Connectors of the sandbox's plane, closed at the end; a setting given as "" is left out."""
     made: list[catalogue.OpenConnector] = []
+    rules, usual = FileRules(allowed_roots=(files,)), profile
 
-    def connecting(**settings: str) -> catalogue.OpenConnector:
-        made.append(connector_of(sandbox, tmp_path / f"spool-of-{len(made)}", files, **settings))
+    def connecting(*, profile: RetryProfile = usual, **settings: str) -> catalogue.OpenConnector:
+        services = Services(spool=tmp_path / f"spool-of-{len(made)}", files=rules, profile=profile)
+        told = {**catalogue.sandbox_settings(sandbox.plane, sandbox.url), **settings}
+        quick = {name: "0.02" if name == "poll_interval" else value for name, value in told.items() if value}
+        made.append(catalogue.build(sandbox.plane, quick, services))
         return made[-1]
 
     yield connecting

@@ -9,8 +9,8 @@ import pytest
 
 from app.connectors.contract import Action, App, InstallState, Plane, Target, TargetKind
 from app.resilience.errors import AuthError, NotThere, PermanentError, PolicyError
-from tests.connectors.conftest import MakeApp, Sandbox
-from tests.connectors.connecting import Connect, done, ready, reports, states
+from tests.connectors.conftest import Connect, MakeApp, Sandbox
+from tests.connectors.connecting import done, quick_fleet, ready, reports, states
 from tests.connectors.samples import at_awx
 
 PACKAGE = {
@@ -28,11 +28,6 @@ def plane() -> Plane:
 @pytest.fixture
 def app(make_app: MakeApp) -> App:
     return make_app(package=PACKAGE)
-
-
-def quick_fleet(sandbox: Sandbox, **odds: float) -> None:
-    rings = {"CANARY": {"devices": 50, "delay": [0.0, 1.0], **odds}}
-    sandbox.control("PUT", "fleet", {"rings": rings})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +93,7 @@ async def test_a_group_whose_name_means_more_in_a_limit_is_refused(
 
 
 async def test_a_whole_inventory_can_be_a_target(connect: Connect, sandbox: Sandbox, app: App) -> None:
-    quick_fleet(sandbox)
+    quick_fleet(sandbox, devices=50)
     connector, target = connect(), Target(TargetKind.INVENTORY, "1")
     given = replace(await ready(connector, app, sandbox), target=target)
 
@@ -112,7 +107,7 @@ async def test_a_whole_inventory_can_be_a_target(connect: Connect, sandbox: Sand
 async def test_who_failed_and_who_was_not_reached_are_told_apart_with_the_task(
     connect: Connect, sandbox: Sandbox, app: App
 ) -> None:
-    quick_fleet(sandbox, fail=0.2, offline=0.1)
+    quick_fleet(sandbox, devices=50, fail=0.2, offline=0.1)
     connector = connect()
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     assert await reports(connector, made) == {}  # it runs: nothing is final
@@ -134,11 +129,11 @@ async def test_who_failed_and_who_was_not_reached_are_told_apart_with_the_task(
 async def test_a_retry_runs_on_the_hosts_in_trouble_only_and_twice_is_once(
     connect: Connect, sandbox: Sandbox, app: App
 ) -> None:
-    quick_fleet(sandbox, fail=0.2)
+    quick_fleet(sandbox, devices=50, fail=0.2)
     connector = connect()
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)
-    quick_fleet(sandbox)
+    quick_fleet(sandbox, devices=50)
     assert (await states(connector, made))[InstallState.FAILED] == 10
 
     again = await connector.retry(made)
@@ -168,7 +163,7 @@ async def test_a_cancelled_job_touches_no_further_host(connect: Connect, sandbox
 async def test_without_a_rollback_template_nothing_is_pretended(
     connect: Connect, sandbox: Sandbox, make_app: MakeApp
 ) -> None:
-    quick_fleet(sandbox)
+    quick_fleet(sandbox, devices=50)
     app = make_app(package={"kind": "playbook", "job_template": "Install application"})
     connector = connect()
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)

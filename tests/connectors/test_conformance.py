@@ -6,26 +6,21 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.connectors.catalogue import BY_PLANE, MANIFESTS, OpenConnector, build, sandbox_settings
+from app.connectors.catalogue import BY_PLANE, MANIFESTS
 from app.connectors.contract import (
     Action,
     App,
-    Assignment,
     Capability,
     DeviceReport,
     InstallState,
     Member,
     Plane,
 )
-from app.connectors.services import Services
-from app.connectors.sources import FileRules
 from app.resilience import RetryProfile
 from app.resilience.errors import (
     AmbiguousError,
@@ -39,12 +34,12 @@ from app.resilience.errors import (
     Throttled,
     TransientError,
 )
-from tests.connectors.conftest import MakeApp, Sandbox, assignment
+from tests.connectors.conftest import PATIENT, Connect, MakeApp, Sandbox
+from tests.connectors.connecting import done, quick_fleet, ready, reports, states
 from tests.connectors.samples import SAMPLES, Sample
 from tests.waiting import eventually
 
 QUICK = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=0.5, total=5.0)
-PATIENT = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=5.0, total=20.0)
 SECRET, WRONG = "sandbox-secret", "sandbox-secret-of-yesterday"
 
 
@@ -63,55 +58,9 @@ def app(sample: Sample, make_app: MakeApp) -> App:
     return make_app(package=sample.package, **sample.app)
 
 
-Connect = Callable[..., OpenConnector]
-
-
 @pytest.fixture
-async def connect(plane: Plane, sandbox: Sandbox, tmp_path: Path, files: Path) -> AsyncIterator[Connect]:
-    made: list[OpenConnector] = []
-
-    def connecting(*, profile: RetryProfile = QUICK, **settings: str) -> OpenConnector:
-        spool, rules = tmp_path / f"spool-{len(made)}", FileRules(allowed_roots=(files,))
-        services = Services(spool=spool, files=rules, profile=profile)
-        told = sandbox_settings(plane, sandbox.url)
-        told = {name: "0.02" if name == "poll_interval" else value for name, value in told.items()}
-        made.append(build(plane, {**told, **settings}, services))
-        return made[-1]
-
-    yield connecting
-    for connector in made:
-        await connector.aclose()
-
-
-async def publish_whole(connector: OpenConnector, app: App) -> str:
-    external_id = await connector.publish(app)
-    async for progress in connector.upload(app, external_id, None):
-        done = progress.done
-    assert done
-    return external_id
-
-
-async def ready(connector: OpenConnector, app: App, sandbox: Sandbox) -> Assignment:
-    """Published, and about to be assigned to CANARY."""
-    given = assignment(app, await publish_whole(connector, app), sandbox.group())
-    return replace(given, baseline=await connector.baseline(given))
-
-
-async def carried_out(connector: OpenConnector, given: Assignment, action: Action) -> Assignment:
-    """The assignment under the key of a change, after it."""
-    given = replace(given, key=given.key_of(action))
-    if action is Action.UNASSIGN:
-        await connector.unassign(given)
-        return given
-    given = replace(given, baseline=await connector.baseline(given))
-    made_id = await (connector.assign if action is Action.ASSIGN else connector.remove)(given)
-    return replace(given, made_id=made_id)
-
-
-async def states(connector: OpenConnector, action: Action, given: Assignment) -> dict[str, InstallState]:
-    """What each device says, by its id."""
-    pages = connector.status(action, given)
-    return {report.device_id: report.state async for page in pages for report in page}
+def profile() -> RetryProfile:
+    return QUICK
 
 
 def test_the_manifest_tells_what_the_plane_can_do_and_who_says_so(plane: Plane) -> None:
@@ -188,16 +137,16 @@ async def test_what_was_put_on_a_target_is_taken_back_and_nothing_else(
     theirs = [item for item in sandbox.control("GET", "objects") if not item["effect_key"]]
     before, given = look(), await ready(connector, app, sandbox)
 
-    installed = await carried_out(connector, given, Action.ASSIGN)
+    installed = await done(connector, given, Action.ASSIGN)
     assert (await connector.verify(Action.ASSIGN, app, installed)).holds
     sandbox.advance(10)
-    assert set((await states(connector, Action.ASSIGN, installed)).values()) == {InstallState.INSTALLED}
+    assert (await states(connector, installed)).keys() == {InstallState.INSTALLED}
     touched = sandbox.devices(app)
-    removed = await carried_out(connector, given, Action.REMOVE)
+    removed = await done(connector, given, Action.REMOVE)
     assert (await connector.verify(Action.REMOVE, app, removed)).holds
     sandbox.advance(10)
-    assert set((await states(connector, Action.REMOVE, removed)).values()) == {InstallState.NOT_INSTALLED}
-    taken_back = await carried_out(connector, given, Action.UNASSIGN)
+    assert (await states(connector, removed, Action.REMOVE)).keys() == {InstallState.NOT_INSTALLED}
+    taken_back = await done(connector, given, Action.UNASSIGN)
     assert (await connector.verify(Action.UNASSIGN, app, taken_back)).holds
 
     left = sandbox.control("GET", "objects")
@@ -211,30 +160,27 @@ async def test_what_was_put_on_a_target_is_taken_back_and_nothing_else(
 async def test_failing_and_absent_devices_are_told_apart(
     connect: Connect, sandbox: Sandbox, app: App
 ) -> None:
-    plan = {"devices": 100, "fail": 0.2, "offline": 0.1, "delay": [0.0, 1.0]}
-    sandbox.control("PUT", "fleet", {"rings": {"CANARY": plan}})
+    quick_fleet(sandbox, devices=100, fail=0.2, offline=0.1)
     connector = connect()
-    installed = await carried_out(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    installed = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)
 
-    pages = connector.status(Action.ASSIGN, installed)
-    last = {report.device_id: report async for page in pages for report in page}
-    reports = list(last.values())
-    told = [report.state for report in reports]
+    last = (await reports(connector, installed)).values()
+    told = [report.state for report in last]
 
     assert (told.count(InstallState.INSTALLED), told.count(InstallState.FAILED)) == (70, 20)
-    assert all(report.detail for report in reports if report.state is InstallState.FAILED)
+    assert all(report.detail for report in last if report.state is InstallState.FAILED)
     members = [member.device_id async for page in connector.members(sandbox.group()) for member in page]
-    assert {report.device_id for report in reports} <= set(members)
+    assert {report.device_id for report in last} <= set(members)
     assert len(members) == 100
 
 
 async def test_ten_thousand_devices_come_in_pages(
     connect: Connect, sample: Sample, sandbox: Sandbox, app: App
 ) -> None:
-    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 10_000, "delay": [0.0, 1.0]}}})
+    quick_fleet(sandbox, devices=10_000)
     connector = connect(profile=PATIENT)
-    installed = await carried_out(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    installed = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)
 
     asked: list[tuple[AsyncIterator[Sequence[Member | DeviceReport]], type]] = [

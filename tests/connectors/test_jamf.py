@@ -10,8 +10,8 @@ import pytest
 
 from app.connectors.contract import Action, App, InstallState, Plane
 from app.resilience.errors import AuthError, NotThere, PermanentError, PolicyError, TransientError
-from tests.connectors.conftest import MakeApp, Sandbox
-from tests.connectors.connecting import Connect, done, ready, reports, states
+from tests.connectors.conftest import Connect, MakeApp, Sandbox
+from tests.connectors.connecting import done, quick_fleet, ready, reports, states
 
 SCRIPT = "rm -rf /Applications/Firefox.app; pkgutil --forget com.example.firefox"
 PACKAGE = {"kind": "pkg", "bundle_id": "com.example.firefox", "uninstall_script": SCRIPT}
@@ -25,10 +25,6 @@ def plane() -> Plane:
 @pytest.fixture
 def app(make_app: MakeApp) -> App:
     return make_app(package=PACKAGE)
-
-
-def quick_fleet(sandbox: Sandbox, ring: str = "CANARY", **odds: float) -> None:
-    sandbox.control("PUT", "fleet", {"rings": {ring: {"devices": 40, "delay": [0.0, 1.0], **odds}}})
 
 
 def requests(sandbox: Sandbox, method: str, ending: str) -> int:
@@ -83,7 +79,7 @@ async def test_who_failed_is_told_by_the_policy_log_and_who_did_not_call_is_not_
 async def test_a_ring_in_which_everybody_failed_is_read_too(
     connect: Connect, sandbox: Sandbox, app: App
 ) -> None:
-    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 250, "fail": 1.0, "delay": [0.0, 1.0]}}})
+    quick_fleet(sandbox, devices=250, fail=1.0)
     connector = connect()
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)

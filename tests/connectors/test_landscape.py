@@ -9,8 +9,8 @@ import pytest
 from app.connectors.contract import Action, App, InstallState, Plane, Target, TargetKind
 from app.connectors.landscape import wire
 from app.resilience.errors import AuthError, NotThere, PolicyError
-from tests.connectors.conftest import MakeApp, Sandbox
-from tests.connectors.connecting import Connect, done, ready, reports, states
+from tests.connectors.conftest import Connect, MakeApp, Sandbox
+from tests.connectors.connecting import done, quick_fleet, ready, reports, states
 from tests.connectors.samples import at_landscape
 
 PACKAGE = {"kind": "deb", "name": "example-editor"}
@@ -24,11 +24,6 @@ def plane() -> Plane:
 @pytest.fixture
 def app(make_app: MakeApp) -> App:
     return make_app("example-editor", "4.2.1-1", package=PACKAGE)
-
-
-def quick_fleet(sandbox: Sandbox, **odds: float) -> None:
-    rings = {"CANARY": {"devices": 40, "delay": [0.0, 1.0], **odds}}
-    sandbox.control("PUT", "fleet", {"rings": rings})
 
 
 def archive(sandbox: Sandbox, version: str, *, approval: bool = False) -> None:

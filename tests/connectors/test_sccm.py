@@ -9,8 +9,8 @@ import pytest
 
 from app.connectors.contract import Action, App, InstallState, Plane
 from app.resilience.errors import AuthError, NotReady, NotThere, PolicyError
-from tests.connectors.conftest import MakeApp, Sandbox
-from tests.connectors.connecting import Connect, done, ready, states
+from tests.connectors.conftest import Connect, MakeApp, Sandbox
+from tests.connectors.connecting import done, quick_fleet, ready, states
 
 NAME = "Example Editor 4.2.1"
 
@@ -97,7 +97,7 @@ async def test_an_application_that_clients_could_not_get_is_not_deployed(
 
 
 async def test_the_version_before_comes_back(connect: Connect, sandbox: Sandbox, app: App) -> None:
-    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 30, "delay": [0.0, 1.0]}}})
+    quick_fleet(sandbox, devices=30)
     connector = connect()
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)
@@ -124,7 +124,7 @@ async def test_what_is_only_offered_has_no_deadline(connect: Connect, sandbox: S
 
 
 async def test_a_failed_machine_tells_its_code(connect: Connect, sandbox: Sandbox, app: App) -> None:
-    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 20, "fail": 0.5, "delay": [0.0, 1.0]}}})
+    quick_fleet(sandbox, devices=20, fail=0.5)
     connector = connect(page_rows="7")
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)
