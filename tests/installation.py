@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
@@ -30,6 +31,16 @@ FLEET: Json = {
 }
 
 
+MADE_ONCE = {
+    "intune": {"mobileApp", "mobileAppAssignment"},
+    "jamf": {"package", "policy"},
+    "sccm": {"deployment"},
+    "landscape": {"activity"},
+    "ansible": {"job"},
+}
+"""What an effect makes at most one of, and a rollout at least one."""
+
+
 def quick_policy(folder: Path) -> str:
     """A gate policy file with the demo's rates and clocks of fractions of a second."""
     document = DEMO.to_json() | {"name": "quick", "measure_first": 0.2, "measure_later": 0.2}
@@ -42,7 +53,7 @@ def quick_policy(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a story plays in: the API's client, the sandbox's control, and the processes."""
+    """What a story plays in: the API's client, the sandboxes' control, and the processes."""
 
     client: Client
     sandbox: httpx.AsyncClient
@@ -68,41 +79,54 @@ class World:
             every=0.1,
         )
 
-    async def fleet(self, **document: Any) -> None:
-        """Change the fleet's plan."""
-        (await self.sandbox.put("/fleet", json=FLEET | document)).raise_for_status()
+    async def control(self, plane: str, what: str, body: object = None) -> Any:
+        """Ask a plane's control, or tell it something."""
+        place = f"/{plane}/_sandbox/{what}"
+        answer = await (self.sandbox.get(place) if body is None else self.sandbox.put(place, json=body))
+        return answer.raise_for_status().json()
 
-    async def faults(self, *items: Mapping[str, Any]) -> None:
+    async def fleet(self, *, plane: str = "intune", **document: Any) -> None:
+        """Change a fleet's plan."""
+        await self.control(plane, "fleet", FLEET | document)
+
+    async def faults(self, *items: Mapping[str, Any], plane: str = "intune") -> None:
         """Have these faults happen; none heals."""
-        (await self.sandbox.put("/faults", json={"items": list(items)})).raise_for_status()
+        await self.control(plane, "faults", {"items": list(items)})
 
     async def requests(self) -> Json:
-        """What reached the plane."""
-        body: Json = (await self.sandbox.get("/requests")).raise_for_status().json()
+        """What reached Intune."""
+        body: Json = await self.control("intune", "requests")
         return body
 
-    async def objects(self) -> list[Json]:
-        """What the plane holds."""
-        items: list[Json] = (await self.sandbox.get("/objects")).raise_for_status().json()
+    async def objects(self, plane: str = "intune") -> list[Json]:
+        """What a plane holds."""
+        items: list[Json] = await self.control(plane, "objects")
+        return items
+
+    async def devices(self, plane: str, **asked: str) -> list[Json]:
+        """The devices on which something happened, narrowed by ``app``, ``product`` and ``version``."""
+        items: list[Json] = (await self.control(plane, f"devices?{urlencode(asked)}"))["items"]
         return items
 
     async def devices_of(self, app_id: str) -> list[Json]:
-        """The devices that ever handled an application."""
-        answer = (await self.sandbox.get("/devices", params={"app": app_id})).raise_for_status()
-        return [device for device in answer.json()["items"] if device["history"]]
+        """The devices that ever handled an application of Intune's."""
+        return [device for device in await self.devices("intune", app=app_id) if device["history"]]
 
     async def effects_of(self, deployment: Json) -> list[Json]:
         return await self.client.every(f"/deployments/{deployment['id']}/effects")
 
     async def one_object_each(self, deployment: Json) -> None:
-        """Every object the plane holds for the deployment belongs to one effect, and no effect made two."""
+        """Every object the planes hold for the deployment belongs to one effect, and no effect made two."""
         keys = {effect["key"] for effect in await self.effects_of(deployment)}
-        made = [
-            (item["type"], item["effect_key"]) for item in await self.objects() if item["effect_key"] in keys
-        ]
-        once = [made_by for made_by in made if made_by[0] in {"mobileApp", "mobileAppAssignment"}]
-        assert len(once) == len(set(once)), made
-        assert {"mobileApp", "mobileAppAssignment"} <= {kind for kind, _ in made}
+        for plane in deployment["planes"]:
+            made = [
+                (item["type"], item["effect_key"])
+                for item in await self.objects(plane)
+                if item["effect_key"] in keys
+            ]
+            once = [made_by for made_by in made if made_by[0] in MADE_ONCE[plane]]
+            assert len(once) == len(set(once)), made
+            assert {kind for kind, _ in made} >= MADE_ONCE[plane], made
 
     def kill_workers(self) -> list[int]:
         """SIGKILL every worker; the supervisor starts new ones. The pids."""
@@ -145,10 +169,10 @@ async def open_world(
     own = settings.model_copy(update={"data_dir": folder / "data", **quick})
     plan = supervisor.Plan(settings=own, port=supervisor.free_port(), workers=workers)
     async with supervisor.running(plan, report=print) as installation:
-        control = f"{installation.settings.sandbox_url}/intune/_sandbox"
+        sandboxes = str(installation.settings.sandbox_url)
         async with (
             Client(installation.url, installation.token) as client,
-            httpx.AsyncClient(base_url=control, trust_env=False, timeout=30) as sandbox,
+            httpx.AsyncClient(base_url=sandboxes, trust_env=False, timeout=60) as sandbox,
         ):
             world = World(client, sandbox, installation, folder)
             await world.fleet()

@@ -4,11 +4,9 @@
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -16,7 +14,7 @@ from app import examples
 from app.client import Json
 from app.connectors.contract import Plane
 from app.settings import BreakerSettings, Settings
-from tests.installation import FLEET, World, open_world
+from tests.installation import World, open_world
 from tests.servers import Servers, Template
 from tests.waiting import eventually
 
@@ -35,7 +33,6 @@ WEATHER = [
     {"path": "/[!_]*", "probability": 0.01, "reset": True, "after": True},
 ]
 """One request in twenty is refused, one in fifty ends in a reset, half of those after it was carried out."""
-MADE_ONCE = {"mobileApp", "mobileAppAssignment", "package", "policy", "deployment", "activity", "job"}
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +51,13 @@ async def planes_world(
 @pytest.fixture(autouse=True)
 async def healthy(planes_world: World) -> None:
     """Each story begins with healthy planes and fleets."""
-    await all_faults(planes_world, [])
+    await all_faults(planes_world)
     for plane in Plane:
-        await control(planes_world, plane, "fleet", FLEET)
+        await planes_world.fleet(plane=plane)
 
 
-async def control(world: World, plane: str, what: str, body: object = None) -> Any:
-    """Ask a plane's control, or tell it something."""
-    url = f"{world.installation.settings.sandbox_url}/{plane}/_sandbox/{what}"
-    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
-        answer = await (http.get(url) if body is None else http.put(url, json=body))
-    return answer.raise_for_status().json()
-
-
-async def all_faults(world: World, items: list[dict[str, Any]]) -> None:
-    await asyncio.gather(*(control(world, plane, "faults", {"items": items}) for plane in Plane))
+async def all_faults(world: World, *items: dict[str, Any]) -> None:
+    await asyncio.gather(*(world.faults(*items, plane=plane) for plane in Plane))
 
 
 async def submitted(world: World, name: str) -> Json:
@@ -90,8 +79,8 @@ async def test_a_bad_version_is_taken_back_from_every_plane(planes_world: World)
     world = planes_world
     for name, product in BAD.items():
         version = json.loads((examples.folder() / f"{name}.json").read_text())["version"]
-        bad = {"apps": {f"{product} {version}": {"CANARY": {"fail": 0.3}}}}
-        await control(world, name.partition("-")[0], "fleet", FLEET | bad)
+        bad = {f"{product} {version}": {"CANARY": {"fail": 0.3}}}
+        await world.fleet(plane=name.partition("-")[0], apps=bad)
 
     began = await asyncio.gather(*(submitted(world, name) for name in BAD))
     ended = [await world.ended(deployment, within=90) for deployment in began]
@@ -99,8 +88,7 @@ async def test_a_bad_version_is_taken_back_from_every_plane(planes_world: World)
     assert [deployment["status"] for deployment in ended] == ["ROLLED_BACK"] * len(BAD)
     for deployment, product in zip(ended, BAD.values(), strict=True):
         (plane,) = deployment["planes"]
-        asked = f"devices?product={product}&version={deployment['app_version']}"
-        touched = (await control(world, plane, asked))["items"]
+        touched = await world.devices(plane, product=product, version=deployment["app_version"])
         assert {device["ring"] for device in touched} == {"LAB", "CANARY"}
         left = {item["version"] for device in touched for item in device["installed"]}
         assert left == ({deployment["rollback_version"]} if deployment["rollback_version"] else set())
@@ -110,18 +98,18 @@ async def test_all_planes_complete_through_faults_and_a_minute_without_any_of_th
     planes_world: World,
 ) -> None:
     world = planes_world
-    await all_faults(world, WEATHER)
+    await all_faults(world, *WEATHER)
     deployments = await asyncio.gather(*(submitted(world, name) for name in NAMES))
     await asyncio.gather(*(left_lab(world, deployment) for deployment in deployments))
 
-    await all_faults(world, [{"path": "/[!_]*", "reset": True}])
+    await all_faults(world, {"path": "/[!_]*", "reset": True})
     began = time.monotonic()
     held = await eventually(
         lambda: statuses(world, deployments), within=OUTAGE_SECONDS, until=lambda now: "WAITING_PLANE" in now
     )
     await eventually(lambda: time.monotonic() - began, within=90, until=lambda gone: gone >= OUTAGE_SECONDS)
     assert not {"FAILED", "ROLLING_BACK", "ROLLED_BACK"} & (held | await statuses(world, deployments))
-    await all_faults(world, WEATHER)
+    await all_faults(world, *WEATHER)
 
     ended = [await world.ended(deployment, within=180) for deployment in deployments]
 
@@ -133,7 +121,7 @@ async def test_all_planes_complete_through_faults_and_a_minute_without_any_of_th
         assert deployment["status"] == "COMPLETED", deployment
         assert all(success == targeted > 0 for _, _, success, targeted in told), told
         assert not any(lane["failure_count"] for lane in deployment["lanes"])
-        await made_once(world, deployment)
+        await world.one_object_each(deployment)
 
 
 async def left_lab(world: World, deployment: Json) -> None:
@@ -148,17 +136,3 @@ async def left_lab(world: World, deployment: Json) -> None:
 async def statuses(world: World, deployments: list[Json]) -> set[str]:
     found = [await world.client.deployment(deployment["id"]) for deployment in deployments]
     return {lane["status"] for deployment in found for lane in deployment["lanes"]}
-
-
-async def made_once(world: World, deployment: Json) -> None:
-    """No effect made two objects on any plane."""
-    keys = {effect["key"] for effect in await world.effects_of(deployment)}
-    for plane in deployment["planes"]:
-        objects = await control(world, plane, "objects")
-        made = Counter(
-            (item["type"], item["effect_key"])
-            for item in objects
-            if item["effect_key"] in keys and item["type"] in MADE_ONCE
-        )
-        assert made
-        assert set(made.values()) == {1}, made

@@ -28,9 +28,9 @@ from tests.waiting import eventually
 
 BOOTSTRAP = "eucora_bootstrap-for-tests"
 NOBODY_LISTENS = "http://127.0.0.1:9"
+"""Configures the planes without one being there: the API never calls them."""
 HALF = {"jamf": {"client_id": SecretStr("me")}, "ansible": {"username": SecretStr("me")}}
 """Planes whose settings do not do, so that they are not configured."""
-"""Configures the planes without one being there: the API never calls them."""
 
 Submit = Callable[..., Awaitable[dict[str, Any]]]
 

@@ -109,6 +109,7 @@ async def test_a_reset_closes_it_in_every_process_and_is_written_down(
     client: httpx.AsyncClient, others: Breakers
 ) -> None:
     await fail(others, "jamf", 5)
+    assert others.get("jamf").admit_now() is None
     await eventually(lambda: read(client, "jamf"), until=lambda now: now["state"] == "open", within=5)
 
     response = await client.post("/breakers/jamf/reset", json={"reason": "the vendor says it is well"})
