@@ -3,8 +3,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import httpx
 
@@ -27,33 +26,56 @@ class Handshakes:
         self._all: list[Wire] = []
 
     async def exchange(self, request: httpx.Request, follow: Follow) -> httpx.Response:
-        """The answer to the last leg, its body still to be read; ``follow`` sends one leg."""
-        async with self._one() as wire:
-            flow = self._auth.async_auth_flow(_leg(request, 0))
-            try:
-                response = await follow(wire, await anext(flow))
-                for number in range(1, MOST_LEGS):
-                    try:
-                        following = await flow.asend(response)
-                    except StopAsyncIteration:
-                        return response
-                    await _finish(response)
-                    response = await follow(wire, _leg(following, number))
-                return response
-            finally:
-                await flow.aclose()
+        """The answer to the last leg, its body still to be read; ``follow`` sends one leg.
 
-    @asynccontextmanager
-    async def _one(self) -> AsyncIterator[Wire]:
-        """A connection for one call; the client's bulkhead bounds how many there are."""
-        wire = self._idle.pop() if self._idle else self._made()
+        Where an earlier handshake was cut short its connection may understand no other: one that ends
+        refused on a connection that served before is played once more on a new one.
+        """
+        extensions, anew = request.extensions, False
+        while True:
+            wire, is_new = (self._made(), True) if anew or not self._idle else (self._idle.pop(), False)
+            try:
+                response = await self._played(wire, request, follow)
+            finally:
+                request.extensions = extensions
+                request.headers.pop("Authorization", None)  # belongs to the connection it was made on
+            if is_new or response.status_code != httpx.codes.UNAUTHORIZED:
+                return response
+            anew = True
+
+    async def _played(self, wire: Wire, request: httpx.Request, follow: Follow) -> httpx.Response:
+        """Leg by leg; the connection may be used again unless something went wrong on it."""
         try:
-            yield wire
+            response = await self._legs(wire, request, follow)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                await _finish(response)
+                await self._drop(wire)
+                return response
         except BaseException:
-            self._all.remove(wire)  # in the middle of a handshake nobody can go on with it
-            await wire.aclose()
+            await self._drop(wire)  # in the middle of a handshake nobody can go on with it
             raise
         self._idle.append(wire)
+        return response
+
+    async def _legs(self, wire: Wire, request: httpx.Request, follow: Follow) -> httpx.Response:
+        flow = self._auth.async_auth_flow(_leg(request, 0))
+        try:
+            response = await follow(wire, await anext(flow))
+            for number in range(1, MOST_LEGS):
+                try:
+                    following = await flow.asend(response)
+                except StopAsyncIteration:
+                    break
+                await _finish(response)
+                response = await follow(wire, _leg(following, number))
+            return response
+        finally:
+            await flow.aclose()
+
+    async def _drop(self, wire: Wire) -> None:
+        if wire in self._all:
+            self._all.remove(wire)
+        await wire.aclose()
 
     def _made(self) -> Wire:
         wire = Wire(1, self._verify)

@@ -3,15 +3,25 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.resilience import BreakerPolicy, FileBody, Safety, ServiceBreaker, create_resilient_client
+from app.resilience import (
+    DEFAULT_RETRY,
+    BreakerPolicy,
+    FileBody,
+    Safety,
+    ServiceBreaker,
+    create_resilient_client,
+)
 from app.resilience.auth import Fixed
-from app.resilience.errors import AuthError, CallError
+from app.resilience.errors import AuthError, CallError, TransientError
 from app.resilience.http import ResilientClient
 from app.resilience.windows import WindowsAuth, challenge
 from sandbox.main import create_app, serving
@@ -20,6 +30,8 @@ from tests.resilience.misbehaving import answer, misbehaving
 
 WMI = "/sccm/AdminService/wmi/SMS_Site"
 PASSWORD = "sandbox-secret"
+LAST_LEG = b"NTLM TlRMTVNTUAAD"
+"""How NTLM's third message begins."""
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +41,15 @@ def service() -> Iterator[str]:
         yield url
 
 
-def client_of(url: str, *, password: str = PASSWORD, protocol: str = "negotiate") -> ResilientClient:
+def client_of(
+    url: str, *, password: str = PASSWORD, protocol: str = "negotiate", attempts: int = 3
+) -> ResilientClient:
     auth = WindowsAuth("sccm", r"SANDBOX\sandbox", SecretStr(password), protocol)  # type: ignore[arg-type]
+    profile = replace(DEFAULT_RETRY, attempts=attempts)
     never = ServiceBreaker("sccm", BreakerPolicy(fail_max=10_000, minimum_calls=10_000))
-    return create_resilient_client("sccm", base_url=url, auth=auth, max_concurrency=4, breaker=never)
+    return create_resilient_client(
+        "sccm", base_url=url, auth=auth, max_concurrency=4, breaker=never, profile=profile
+    )
 
 
 @pytest.mark.parametrize("protocol", ["negotiate", "ntlm"])
@@ -90,6 +107,31 @@ async def test_a_connection_that_broke_in_a_handshake_is_not_used_again(service:
                 await client.get(WMI)
 
         assert (await client.get(WMI)).status_code == 200
+
+
+class Stumbling:
+    """Answers the last leg of the first NTLM handshake with 503, before the service has seen it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.stumbles = 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        last = dict(scope.get("headers", ())).get(b"authorization", b"").startswith(LAST_LEG)
+        if last and self.stumbles:
+            self.stumbles -= 1
+            await Response("later", 503)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+async def test_a_handshake_that_was_cut_short_spoils_no_later_call() -> None:
+    with serving(Stumbling(create_app(scale=0.05))) as url:
+        async with client_of(url, protocol="ntlm", attempts=1) as client:
+            with pytest.raises(TransientError):
+                await client.get(WMI)
+
+            assert (await client.get(WMI)).status_code == 200
 
 
 def test_a_challenge_is_found_among_others() -> None:
