@@ -9,7 +9,7 @@ from enum import IntEnum
 from app.domain.operations import Failure
 from app.errors import ControlPlaneError, LeaseLost, Unavailable
 from app.resilience.classify import DATABASE, Safety, classify_exception, leaves
-from app.resilience.errors import CallError, DatabaseDown, JobAction, LocalSaturation, Unexpected
+from app.resilience.errors import CallError, DatabaseDown, JobAction, LocalSaturation, Unexpected, Unsettled
 from app.telemetry import redact_text
 
 BUG = Unexpected.code
@@ -103,8 +103,14 @@ def retry_delay(attempt: int, *, unit: float, retry_after: timedelta = timedelta
 
 
 def deferral_delay(verdict: Verdict, deferrals: int, *, unit: float) -> timedelta:
-    """At least what was asked for, growing to 64 units, with up to a quarter more so that waiters part."""
+    """At least what was asked for, growing to 64 units, with up to a quarter more so that waiters part.
+
+    A second look at a plane that answers does not grow: an outage before it is over.
+    """
     if verdict.failure.code == LocalSaturation.code:
         return timedelta(seconds=unit * dice.uniform(1, 5))
+    parted = dice.uniform(1, 1.25)
+    if verdict.failure.code == Unsettled.code:
+        return verdict.retry_after * parted
     growing = timedelta(seconds=unit * 2 ** min(deferrals + 1, LONGEST_EXPONENT))
-    return max(growing, verdict.retry_after) * dice.uniform(1, 1.25)
+    return max(growing, verdict.retry_after) * parted

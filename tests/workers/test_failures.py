@@ -22,6 +22,7 @@ from app.resilience.errors import (
     ServerError,
     Throttled,
     TransientError,
+    Unsettled,
 )
 from workers.failures import Action, Verdict, deferral_delay, judge, retry_delay
 
@@ -138,6 +139,15 @@ def test_a_deferral_waits_what_was_asked_and_a_little_more(asked: int, deferrals
     assert min(waits) >= least
     assert max(waits) <= least * 1.25
     assert max(waits) > min(waits)
+
+
+def test_a_second_look_comes_when_it_is_due_however_long_the_outage_before_it() -> None:
+    verdict = judge(Unsettled("not to be seen", service="intune", retry_after=3.0))
+
+    waits = [deferral_delay(verdict, 20, unit=1.0).total_seconds() for _ in range(200)]
+
+    assert min(waits) >= 3
+    assert max(waits) <= 3.75
 
 
 def test_our_own_saturation_is_tried_again_within_seconds() -> None:
