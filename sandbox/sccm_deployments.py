@@ -246,13 +246,13 @@ def unique_id(row: Document) -> str:
 
 
 def status_of(row: Document, order: Order | None, life: Life) -> int:
-    """``AppStatusType`` of one machine."""
+    """``AppStatusType`` of one machine: of this deployment, so nothing before the machine has heard of it."""
     has = life.installed is not None and life.installed.app_id == row["model"]
     heard = order is not None and order.id in life.seen
     if row["body"]["DesiredConfigType"] == 1:
         if has:
             return SUCCESS
-        return ERROR if row["model"] in life.failed else (RUNNING if heard else UNKNOWN)
+        return (ERROR if row["model"] in life.failed else RUNNING) if heard else UNKNOWN
     if not heard:
         return UNKNOWN
     return (ERROR if row["model"] in life.stuck else RUNNING) if has else SUCCESS

@@ -123,6 +123,23 @@ async def test_what_is_only_offered_has_no_deadline(connect: Connect, sandbox: S
     assert b"EnforcementDeadline" not in posted.request
 
 
+async def test_a_machine_that_failed_before_is_no_failure_of_the_next_deployment(
+    connect: Connect, sandbox: Sandbox, make_app: MakeApp, app: App
+) -> None:
+    quick_fleet(sandbox, devices=20, fail=0.5)
+    connector = connect()
+    first = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+    await done(connector, first, Action.UNASSIGN)
+    sandbox.advance(10)
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 20, "delay": [60.0, 60.0]}}})
+    next_one = make_app("Example Editor", "4.2.1", package={"kind": "application", "name": NAME})
+
+    made = await done(connector, await ready(connector, next_one, sandbox), Action.ASSIGN)
+
+    assert await states(connector, made) == {InstallState.INSTALLED: 10, InstallState.PENDING: 10}
+
+
 async def test_a_failed_machine_tells_its_code(connect: Connect, sandbox: Sandbox, app: App) -> None:
     quick_fleet(sandbox, devices=20, fail=0.5)
     connector = connect(page_rows="7")
