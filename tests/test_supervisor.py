@@ -116,12 +116,15 @@ def gone(pids: Mapping[str, int]) -> bool:
     return all(started_at(pid) is None for pid in pids.values())
 
 
+def are_titled(pids: Mapping[str, int]) -> bool:
+    return all(command_line(pids[name]).startswith(title) for name, title in TITLES.items())
+
+
 async def test_up_runs_everything_restarts_what_dies_and_leaves_nothing(folder: Path) -> None:
     async with up(folder / "a blank") as running:
         first = running.pids()
         assert sorted(first) == ["api", "postgres", "sandbox", "valkey", "worker-1"]
-        for name, title in TITLES.items():
-            assert command_line(first[name]).startswith(title)
+        await eventually(lambda: are_titled(first), within=10)  # a process names itself once it has begun
         assert running.answers()
         assert permissions(folder / "a blank" / "admin-token") == 0o600
 
