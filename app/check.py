@@ -15,7 +15,7 @@ from app.connectors.catalogue import open_planes
 from app.connectors.contract import Connector, Plane
 from app.connectors.services import Services
 from app.database import database_url
-from app.domain.gates import load_policy
+from app.domain.policies import load_policy
 from app.embedded import with_running_servers
 from app.errors import Invalid, Unavailable
 from app.redis import open_redis

@@ -48,6 +48,24 @@ class ActiveDeploymentExists(Conflict):
     code = "active_deployment_exists"
 
 
+class ScopeChangeRequired(Conflict):
+    """What was to be decided is not what was asked about: it takes a new decision."""
+
+    code = "scope_change_required"
+
+
+class RetryBudgetSpent(Conflict):
+    """So many devices of the deployment were tried again that more needs somebody to say so."""
+
+    code = "retry_budget_spent"
+
+
+class RetryUnavailable(Conflict):
+    """The plane has no way to try failed devices again."""
+
+    code = "retry_unavailable"
+
+
 class IdempotencyKeyReused(Conflict):
     """The same key came with another body."""
 
@@ -104,6 +122,12 @@ class Forbidden(ControlPlaneError):
     """The caller's role does not have the permission."""
 
     code = "forbidden"
+
+
+class OwnSubmission(Forbidden):
+    """Nobody decides on what they submitted themselves."""
+
+    code = "own_submission"
 
 
 class Unavailable(ControlPlaneError):

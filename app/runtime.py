@@ -25,7 +25,8 @@ from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.database import database_url, hurry, open_accept_engine, open_engine, reaching
 from app.domain import breakers
-from app.domain.gates import GatePolicy, load_policy
+from app.domain.budgets import Limits
+from app.domain.policies import GatePolicy, load_policy
 from app.doorbell import Doorbell
 from app.errors import Invalid
 from app.models import BreakerEvent
@@ -66,6 +67,7 @@ class Runtime:
     connectors: Mapping[Plane, Connector]
     unconfigured: Mapping[Plane, str]
     policy: GatePolicy
+    limits: Limits
 
     @asynccontextmanager
     async def transaction(self, *, guarded: bool = True) -> AsyncIterator[AsyncSession]:
@@ -225,4 +227,5 @@ async def open_runtime(
             connectors=MappingProxyType(planes.connectors),
             unconfigured=MappingProxyType(planes.unconfigured),
             policy=policy,
+            limits=Limits(**settings.limits.model_dump()),
         )

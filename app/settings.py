@@ -83,6 +83,17 @@ class BreakerSettings(Part):
     quorum: PositiveInt | None = None
 
 
+class LimitSettings(Part):
+    """How much may be in motion: devices changed and not verified, over all deployments; not set: any number.
+
+    A deployment may try ``retry_share`` of its devices again, at least ``retry_floor``.
+    """
+
+    unverified_devices: PositiveInt | None = None
+    retry_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    retry_floor: Annotated[int, Field(ge=0)] = 10
+
+
 class Settings(BaseSettings):
     """Everything that may be set from outside. A plane without settings is not configured, and says so."""
 
@@ -105,6 +116,7 @@ class Settings(BaseSettings):
     breakers: dict[str, BreakerSettings] = Field(default_factory=dict)
     database: DatabaseSettings = DatabaseSettings()
     worker: WorkerSettings = WorkerSettings()
+    limits: LimitSettings = LimitSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="before")

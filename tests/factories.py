@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.connectors.contract import Manifest, PackageKind, Plane, Target, TargetKind
 from app.connectors.packages import PACKAGE, Package
 from app.domain import deployments, intents
-from app.domain.gates import DEMO, GatePolicy
 from app.domain.idempotency import RequestKey, StoredAnswer
 from app.domain.intents import Intent, KnownTarget, Plan, Surroundings
+from app.domain.policies import DEMO, GatePolicy
 from app.models import Deployment, Promotion, Ring, new_id
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -15,7 +15,7 @@ import httpx
 
 from app import examples, supervisor
 from app.client import Client, Json
-from app.domain.gates import DEMO
+from app.domain.policies import DEMO
 from app.settings import BreakerSettings, Settings, WorkerSettings
 from tests.waiting import eventually
 

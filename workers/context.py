@@ -28,10 +28,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """There was progress and there is more to do, or to look at, after ``delay``. No attempt is spent."""
+    """There was progress and there is more to do, or to look at, after ``delay``. No attempt is spent.
+
+    ``parked``: it waits for a person or for its time, which counts against no deadline.
+    """
 
     delay: timedelta = timedelta(0)
     reason: str = ""
+    parked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, Capability, Connector
+from app.connectors.packages import why_it_stays
 from app.connectors.sources import PACKAGE_SOURCE
-from app.domain import devices, effects, lanes, rollback
+from app.domain import devices, effects, lanes, measurements, pushes, rollback
 from app.domain.effects import Planned
-from app.domain.lanes import Push
+from app.domain.pushes import Held, Push
 from app.domain.rollback import Removal
+from app.models import EffectState, WayBack
 from app.resilience.classify import DATABASE
 from app.resilience.errors import AttemptTimeout, CallError, Unsettled
 from workers.context import Again, Done, Job, Outcome
@@ -33,16 +35,17 @@ async def deploy_to_connector(job: Job) -> Outcome:
     May be repeated: what the ledger has as confirmed is not sent again.
     """
     lane_id = UUID(job.claimed.subject.id)
+    now, limits = job.runtime.clock(), job.runtime.limits
     async with job.transaction() as session:
-        push = await lanes.begin_push(session, lane_id, job.claimed.id, now=job.runtime.clock())
+        push = await pushes.begin_push(session, lane_id, job.claimed.id, now=now, limits=limits)
     if push is None:
         return Done()
-    if isinstance(push, timedelta):
-        return Again(push, "paused")
+    if isinstance(push, Held):
+        return Again(push.delay, push.code, parked=True)
     try:
         return await push_lane(job, connector_for(job, push.plane), push)
     except PutOff as put_off:
-        return Again(put_off.delay, "paused")
+        return put_off.outcome
     except CallError as error:
         await wait_for_plane(job, lane_id, error)
         raise
@@ -63,28 +66,47 @@ async def push_lane(job: Job, connector: Connector, push: Push) -> Outcome:
     external_id = await publish(job, connector, push)
     if not await upload(job, connector, push, external_id):
         return Again(timedelta(0), "the upload goes on")
+    await find_way_back(job, connector, push)
     if not push.steps[Action.ASSIGN].done and not await read_members(job, connector, push):
         return Done({"outcome": "empty_target"})
     await assign(job, connector, push, external_id)
     async with job.transaction() as session:
-        await lanes.confirm_push(session, push.lane_id, external_id=external_id, now=job.runtime.clock())
+        await pushes.confirm_push(session, push.lane_id, external_id=external_id, now=job.runtime.clock())
     return Done({"external_id": external_id})
 
 
-def pushing(push: Push) -> Permit:
-    """Nothing of a push leaves once its deployment is paused, failed or taken back."""
+def pushing(job: Job, push: Push, action: Action) -> Permit:
+    """Nothing of a push leaves while a guard holds it, or once its deployment failed or is taken back."""
 
-    async def permit(session: AsyncSession) -> timedelta | None:
-        return await lanes.permit_push(session, push.deployment_id)
+    async def permit(session: AsyncSession) -> Again | None:
+        now, limits = job.runtime.clock(), job.runtime.limits
+        held = await pushes.permit_push(session, push.lane_id, action, now=now, limits=limits)
+        return None if held is None else Again(held.delay, held.code, parked=True)
 
     return permit
+
+
+async def find_way_back(job: Job, connector: Connector, push: Push) -> None:
+    """Find out how the plane could take this back, before a device is touched: once, and again if it may end.
+
+    The version before may be removed from the plane at any time; a way to remove the new one stays.
+    """
+    if push.way_back is WayBack.REMOVE or push.steps[Action.ASSIGN].state is not EffectState.PLANNED:
+        return
+    previous_id = push.ledger_version if connector.manifest.can(Capability.RETURN) else None
+    if previous_id is None and push.rollback_version is not None:
+        previous_id = await connector.find_version(push.app, push.rollback_version)
+    removable = why_it_stays(push.app.package) is None
+    found = WayBack.RETURN if previous_id else WayBack.REMOVE if removable else WayBack.NONE
+    async with job.transaction() as session:
+        await pushes.keep_way_back(session, push, found, now=job.runtime.clock())
 
 
 async def find_back(job: Job, connector: Connector, push: Push) -> None:
     """Ask a plane that was away whether it is back, before anything is sent to it."""
     await connector.check()
     async with job.transaction() as session:
-        await lanes.resume_push(session, push.lane_id, now=job.runtime.clock())
+        await pushes.resume_push(session, push.lane_id, now=job.runtime.clock())
 
 
 async def publish(job: Job, connector: Connector, push: Push) -> str:
@@ -93,7 +115,7 @@ async def publish(job: Job, connector: Connector, push: Push) -> str:
     external_id = await perform(
         job,
         push.steps[Action.PUBLISH],
-        permit=pushing(push),
+        permit=pushing(job, push, Action.PUBLISH),
         ask=lambda: connector.verify(Action.PUBLISH, app, None),
         send=lambda: connector.publish(app),
     )
@@ -109,7 +131,7 @@ async def upload(job: Job, connector: Connector, push: Push, external_id: str) -
     step = push.steps[Action.UPLOAD]
     if step.done:
         return True
-    await announce(job, step, pushing(push))
+    await announce(job, step, pushing(job, push, Action.UPLOAD))
     async with in_ledger(job, step):
         finished = await send_content(job, connector, push, external_id)
     if finished:
@@ -150,7 +172,7 @@ async def read_members(job: Job, connector: Connector, push: Push) -> bool:
         async with job.transaction() as session:
             await devices.store_members(session, push.lane_id, members, now=job.runtime.clock())
     async with job.transaction() as session:
-        return await lanes.targeted(session, push.lane_id, now=job.runtime.clock())
+        return await pushes.targeted(session, push.lane_id, now=job.runtime.clock())
 
 
 async def assign(job: Job, connector: Connector, push: Push, external_id: str) -> None:
@@ -160,7 +182,7 @@ async def assign(job: Job, connector: Connector, push: Push, external_id: str) -
     await perform(
         job,
         step,
-        permit=pushing(push),
+        permit=pushing(job, push, Action.ASSIGN),
         ask=lambda: connector.verify(Action.ASSIGN, app, assignment),
         send=lambda: connector.assign(assignment),
     )
@@ -179,19 +201,19 @@ async def measure_ring(job: Job) -> Outcome:
     """Read what every device reports, store it, judge the lane; again after the policy's interval."""
     lane_id = UUID(job.claimed.subject.id)
     async with job.transaction() as session:
-        measurement = await lanes.begin_measure(session, lane_id)
+        measurement = await measurements.begin_measure(session, lane_id)
     if measurement is None:
         return Done()
     try:
         connector = connector_for(job, measurement.plane)
         async for reports in connector.status(Action.ASSIGN, measurement.assignment):
             async with job.transaction() as session:
-                await lanes.store_reports(session, lane_id, reports, now=job.runtime.clock())
+                await measurements.store_reports(session, lane_id, reports, now=job.runtime.clock())
     except CallError as error:
         await wait_for_plane(job, lane_id, error)
         raise
     async with job.transaction() as session:
-        delay = await lanes.finish_measure(session, lane_id, now=job.runtime.clock())
+        delay = await measurements.finish_measure(session, lane_id, now=job.runtime.clock())
     return Done() if delay is None else Again(delay, "measured")
 
 
@@ -206,14 +228,18 @@ async def execute_rollback(job: Job) -> Outcome:
         return Done()
     if isinstance(removal, timedelta):
         return Again(removal, "a push of this lane is still running")
-    return await take_back(job, connector_for(job, removal.plane), removal, deployment_id)
+    try:
+        return await take_back(job, connector_for(job, removal.plane), removal, deployment_id)
+    except PutOff as put_off:
+        return put_off.outcome
 
 
 def removing(removal: Removal) -> Permit:
-    """Nothing of a removal leaves once its rollback is over."""
+    """Nothing of a removal leaves while its rollback is paused, or once it is over."""
 
-    async def permit(session: AsyncSession) -> None:
-        await rollback.permit_removal(session, removal.deployment_id)
+    async def permit(session: AsyncSession) -> Again | None:
+        delay = await rollback.permit_removal(session, removal.deployment_id)
+        return None if delay is None else Again(delay, "paused", parked=True)
 
     return permit
 
@@ -239,8 +265,8 @@ async def take_back(job: Job, connector: Connector, removal: Removal, deployment
         await rollback.finish_lane(
             session,
             removal.lane_id,
+            progress,
             deployment_id=deployment_id,
-            complete=progress.complete,
             now=job.runtime.clock(),
         )
     return Done({"outcome": "rolled_back" if progress.complete else "incomplete"})

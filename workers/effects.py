@@ -21,23 +21,23 @@ from app.resilience.errors import (
     Unsettled,
 )
 from app.telemetry import redact_text
-from workers.context import CancelRequested, Job
+from workers.context import Again, CancelRequested, Job
 
 SECOND_LOOK = timedelta(seconds=3)
 """After this a plane that did not show an effect is asked again: directories are slow to show what is new."""
 
 
-Permit = Callable[[AsyncSession], Awaitable[timedelta | None]]
-"""Asked in the transaction that writes SENT, with the deployment locked: None lets the request leave, a delay
-puts it off. Raises ``IllegalTransition`` where it must not leave any more."""
+Permit = Callable[[AsyncSession], Awaitable[Again | None]]
+"""Asked in the transaction that writes SENT, with the deployment locked: None lets the request leave, an
+outcome puts it off. Raises ``IllegalTransition`` where it must not leave any more."""
 
 
 class PutOff(Exception):
-    """The deployment is paused: nothing was sent, and the job is to look again after ``delay``."""
+    """Something holds the deployment back: nothing was sent, and the job is to end with ``outcome``."""
 
-    def __init__(self, delay: timedelta) -> None:
-        super().__init__(delay)
-        self.delay = delay
+    def __init__(self, outcome: Again) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
 
 
 async def perform(
@@ -96,16 +96,17 @@ async def announce(job: Job, step: Planned, permit: Permit) -> None:
     Raises:
         LeaseLost: another worker has the operation.
         CancelRequested: the deployment is in a state in which this must not be sent any more.
-        PutOff: it is paused.
+        PutOff: something holds it back.
     """
     async with job.transaction() as session:
         try:
-            delay = await permit(session)
+            put_off = await permit(session)
         except IllegalTransition as error:
             raise CancelRequested from error
-        if delay is not None:
-            raise PutOff(delay)
-        await effects.sent(session, step.id, operation_id=job.claimed.id, now=job.runtime.clock())
+        if put_off is None:
+            await effects.sent(session, step.id, operation_id=job.claimed.id, now=job.runtime.clock())
+    if put_off is not None:  # what holds it back may have been written down: the board was asked, say
+        raise PutOff(put_off)
 
 
 async def settle(job: Job, step: Planned, external_id: str | None) -> None:

@@ -19,7 +19,7 @@ from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
 from app.runtime import open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
-from workers import deployments, planes
+from workers import deployments, planes, steering
 from workers.context import JobFunction
 from workers.exposition import exposition
 from workers.queues import QueueLoop, QueueWorker, Slots
@@ -35,6 +35,8 @@ JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
         OperationKind.DEPLOY_TO_CONNECTOR: deployments.deploy_to_connector,
         OperationKind.EXECUTE_ROLLBACK: deployments.execute_rollback,
         OperationKind.MEASURE_RING: deployments.measure_ring,
+        OperationKind.WITHDRAW_LANE: steering.withdraw_lane,
+        OperationKind.RETRY_DEVICES: steering.retry_devices,
         OperationKind.CHECK_PLANE: planes.check_plane,
         OperationKind.COUNT_TARGET: planes.count_target,
     }

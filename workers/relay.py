@@ -15,7 +15,7 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from app import telemetry
-from app.domain import dispatch
+from app.domain import board, dispatch
 from app.domain.dispatch import Due
 from app.domain.operations import Ended, OperationKind
 from app.doorbell import CHANNEL, connect
@@ -121,7 +121,17 @@ class Relay:
             hopeless = await dispatch.hopeless(session)
         for operation_id in hopeless:
             await self._give_up(operation_id)
+        await self._expire_requests()
         await asyncio.sleep(SWEEP_EVERY)
+
+    async def _expire_requests(self) -> None:
+        """Close requests to the board that nobody decided in time."""
+        now = self._runtime.clock()
+        async with self._runtime.statements() as session:
+            overdue = await board.overdue(session, now=now)
+        for deployment_id in overdue:
+            async with self._runtime.transaction() as session:
+                await board.expire(session, deployment_id, now=now)
 
     async def _give_up(self, operation_id: Any) -> None:
         try:

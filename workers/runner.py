@@ -301,7 +301,7 @@ class Run:
     async def _write_unfinished(self, session: AsyncSession, ending: Ending) -> OperationStatus:
         claimed, ended = self.claimed, self.runner.ended
         if isinstance(ending, Again):
-            return await leases.again(session, claimed, delay=ending.delay, ended=ended)
+            return await leases.again(session, claimed, delay=ending.delay, ended=ended, parked=ending.parked)
         if isinstance(ending, Verdict):
             return await self._write_verdict(session, ending)
         if ending is Stop.SHUTDOWN:

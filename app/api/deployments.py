@@ -26,8 +26,9 @@ from app.api.schema import (
     tagged,
 )
 from app.connectors.contract import Plane
-from app.domain import deployments, rollback
-from app.domain.deployments import Filters, Override
+from app.domain import deployments, promotion, rollback
+from app.domain.deployments import Filters
+from app.domain.promotion import Override
 from app.models import Deployment, DeploymentStatus, LaneStatus, Promotion, Ring
 from app.security import Permission
 
@@ -163,7 +164,7 @@ async def promote_deployment(
     given = body or PromoteCommand()
     override = given.override.to_override() if given.override else None
     call.require(Permission.GATE_OVERRIDE if override else Permission.DEPLOYMENT_COMMAND)
-    deployment, started = await deployments.promote(
+    deployment, started = await promotion.promote(
         session,
         deployment_id,
         actor=call.actor.name,

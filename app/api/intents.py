@@ -17,6 +17,7 @@ from app.api.routing import DirectRoute, replay, requires
 from app.api.schema import MAX_COUNT, Criticality, Given, Instant, Name, Rate, Version
 from app.connectors.contract import Package, Plane
 from app.domain import intents, risk, rollout
+from app.domain.gates import Measure
 from app.domain.idempotency import StoredAnswer
 from app.domain.intents import GateNumbers, Intent, Plan, Surroundings
 from app.errors import FieldError, IdempotencyKeyRequired, Invalid
@@ -46,11 +47,36 @@ class GateGiven(Given):
     max_failure_rate: Rate | None = None
     soak: Annotated[int | None, Field(ge=0, le=31_536_000, strict=True, description="Seconds.")] = None
     min_reported: Annotated[int | None, Field(ge=1, le=MAX_COUNT, strict=True)] = None
+    min_coverage: Annotated[
+        Rate | None, Field(description="The share of devices that must have an outcome.")
+    ] = None
+    confidence: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            strict=True,
+            allow_inf_nan=False,
+            description="At this confidence the success rate's lower bound (Wilson) must reach the minimum.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        list[Measure] | None,
+        Field(max_length=len(Measure), description="Measured and shown, keeps nothing from passing."),
+    ] = None
 
     def to_numbers(self) -> GateNumbers:
         """The same in the domain's units."""
         soak = None if self.soak is None else timedelta(seconds=self.soak)
-        return GateNumbers(self.min_success_rate, self.max_failure_rate, soak, self.min_reported)
+        return GateNumbers(
+            self.min_success_rate,
+            self.max_failure_rate,
+            soak,
+            self.min_reported,
+            self.min_coverage,
+            self.confidence,
+            None if self.dry_run is None else frozenset(self.dry_run),
+        )
 
 
 class DeploymentCreate(Given):

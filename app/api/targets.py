@@ -15,7 +15,7 @@ from app.api.routing import Route, requires
 from app.api.schema import Count, Given, ResourceVersion, Shown, as_json, tagged
 from app.connectors.contract import Plane, Target, TargetKind
 from app.connectors.packages import Text as Reference
-from app.domain import lanes, targets
+from app.domain import pushes, targets
 from app.models import Ring
 from app.security import Permission
 
@@ -90,7 +90,7 @@ async def put_target(
         targets.check_kind(target, service.manifests[plane])
     row = await targets.put(session, plane, ring, target, version=version)
     now, actor = service.runtime.clock(), call.actor.name
-    await lanes.retarget(session, plane.value, ring, target, actor=actor, now=now)
+    await pushes.retarget(session, plane.value, ring, target, actor=actor, now=now)
     call.after_commit.append(service.targets.clear)
     shown = TargetSet.model_validate(row, from_attributes=True)
     if row.device_count is None and plane in service.runtime.connectors:

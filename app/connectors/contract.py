@@ -109,7 +109,10 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a plane can do, known without calling it. ``cannot`` has every other capability, and why."""
+    """What a plane can do, known without calling it. ``cannot`` has every other capability, and why.
+
+    ``retries_itself``: a device that failed tries again without being asked, at times of the plane's own.
+    """
 
     plane: Plane
     title: str
@@ -119,6 +122,7 @@ class Manifest:
     max_concurrency: int
     sources: tuple[str, ...]
     rate_limits: tuple[RateLimit, ...] = ()
+    retries_itself: bool = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -178,8 +182,8 @@ class Assignment:
         return self.app.correlation_id
 
     def key_of(self, action: Action) -> str:
-        """The key of another effect on the same target."""
-        return f"{self.key.rpartition('/')[0]}/{action.value}"
+        """The key of another effect on the same target: its first turn."""
+        return "/".join([*self.key.split("/")[:3], action.value])
 
 
 @dataclass(frozen=True, slots=True)

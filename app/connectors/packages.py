@@ -121,3 +121,12 @@ Package = Annotated[
     Field(discriminator="kind"),
 ]
 PACKAGE: TypeAdapter[Package] = TypeAdapter(Package)
+
+
+def why_it_stays(package: Package) -> str | None:
+    """Why no plane can remove what this package installs, None if one can: known without asking anybody."""
+    if isinstance(package, PkgPackage) and package.uninstall_script is None:
+        return "the package has no uninstall_script"
+    if isinstance(package, PlaybookPackage) and package.rollback_job_template is None:
+        return "the package names no rollback_job_template"
+    return None

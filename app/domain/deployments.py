@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deployments: read, lock, move from state to state and from ring to ring."""
+"""Deployments: read, lock, move from state to state; which ring is open. Moving on is ``promotion``'s."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from app.domain import events, operations, rollout
+from app.domain import events, rollout
 from app.domain.events import SYSTEM
-from app.domain.gates import GatePolicy
-from app.domain.operations import OperationKind, Subject
-from app.errors import ActiveDeploymentExists, IllegalTransition, Invalid, NotFound, VersionMismatch
+from app.domain.policies import GatePolicy
+from app.errors import ActiveDeploymentExists, IllegalTransition, NotFound, VersionMismatch
 from app.models import (
     Deployment,
     DeploymentPlane,
     DeploymentStatus,
     LaneStatus,
-    Promotion,
     Ring,
     RingDeployment,
 )
@@ -153,7 +151,7 @@ async def move(
     """
     before = deployment.status
     rollout.check_deployment_move(before, status)
-    deployment.status = status
+    deployment.status, deployment.status_since = status, now
     touch(deployment, now)
     final = status in rollout.FINAL
     deployment.finished_at = now if final else None
@@ -200,6 +198,8 @@ async def set_paused(
         return
     before = deployment.paused
     deployment.paused = paused
+    deployment.paused_by, deployment.paused_at = (actor, now) if paused else (None, None)
+    deployment.pause_reason = reason if paused else None
     touch(deployment, now)
     kind = "deployment.paused" if paused else "deployment.resumed"
     told: dict[str, Mapping[str, Any]] = {
@@ -227,7 +227,8 @@ async def move_lane(
     """
     before = lane.status
     rollout.check_lane_move(before, status)
-    lane.status = status
+    lane.status, lane.status_since = status, now
+    lane.held_for = lane.held_for if status is LaneStatus.HELD else None
     touch(deployment, now)
     where = {"ring": lane.ring.value, "plane": lane.plane}
     events.record(
@@ -242,149 +243,6 @@ async def move_lane(
     await session.flush()
 
 
-async def start_ring(
-    session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime
-) -> list[UUID]:
-    """Queue the push of every lane of a ring; the ids of the operations, in order of planes."""
-    started = [await queue_push(session, deployment, lane) for lane in ring_lanes(deployment, ring)]
-    touch(deployment, now)
-    events.record(session, deployment, "ring.started", actor=SYSTEM, now=now, after={"ring": ring.value})
-    await session.flush()
-    return started
-
-
-async def queue_push(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
-    """Have one lane pushed; the operation."""
-    lane.operation_id = await operations.enqueue(
-        session,
-        OperationKind.DEPLOY_TO_CONNECTOR,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-    )
-    await session.flush()
-    return lane.operation_id
-
-
-async def advance(session: AsyncSession, deployment: Deployment, *, now: datetime) -> None:
-    """Go on from the current ring if it may be left: to the next ring, to its CAB decision, or to the end.
-
-    To be called after any lane of the ring changed, with the deployment locked.
-    """
-    ring = current_ring(deployment)
-    statuses = [lane.status for lane in ring_lanes(deployment, ring)]
-    if deployment.status is not DeploymentStatus.DEPLOYING or deployment.paused:
-        return
-    if all(status is LaneStatus.EMPTY_TARGET for status in statuses):
-        reason = f"every target of {ring.value} is empty"
-        await set_paused(session, deployment, paused=True, actor=SYSTEM, now=now, reason=reason)
-    elif rollout.ring_is_left(statuses):
-        await leave_ring(session, deployment, ring, now=now)
-
-
-async def leave_ring(session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime) -> None:
-    """Go on after a ring that passed its gates, unless a person or the CAB has to say so first."""
-    if ring is deployment.target_ring:
-        await move(session, deployment, DeploymentStatus.COMPLETED, now=now)
-    elif awaits_cab(deployment, after=ring):
-        await move(session, deployment, DeploymentStatus.AWAITING_CAB, now=now)
-    elif deployment.promotion is Promotion.AUTOMATIC:
-        await start_ring(session, deployment, following(ring), now=now)
-
-
 def following(ring: Ring) -> Ring:
     """The ring after this one; there is none after the last."""
     return rollout.RINGS[rollout.RINGS.index(ring) + 1]
-
-
-def awaits_cab(deployment: Deployment, *, after: Ring) -> bool:
-    """Whether the ring after ``after`` needs a decision of the CAB."""
-    return deployment.requires_cab_approval and rollout.RINGS.index(after) + 1 >= rollout.CAB_FROM
-
-
-@dataclass(frozen=True, slots=True)
-class Override:
-    """Why a gate that was not passed is passed over, and until when that holds."""
-
-    reason: str
-    expires_at: datetime
-
-
-async def promote(
-    session: AsyncSession,
-    deployment_id: UUID,
-    *,
-    actor: str,
-    now: datetime,
-    reason: str | None = None,
-    override: Override | None = None,
-    version: int | None = None,
-) -> tuple[Deployment, UUID | None]:
-    """Move on from the current ring by hand; the deployment, and the first operation it started if it did.
-
-    Lanes that are HELD need an ``override``; a ring whose targets are all empty needs a ``reason``. A repeat
-    changes nothing while the next ring is waiting for its first push.
-
-    Raises:
-        NotFound, VersionMismatch: as ``lock``.
-        IllegalTransition: it is in no state to be promoted, or a lane still works.
-        Invalid: the reason or the override is missing, or the override has expired.
-    """
-    deployment = await lock(session, deployment_id, version=version)
-    if deployment.status is not DeploymentStatus.DEPLOYING:
-        raise IllegalTransition(f"the deployment is {deployment.status.value}: only DEPLOYING is promoted")
-    ring = current_ring(deployment)
-    lanes = ring_lanes(deployment, ring)
-    if waiting := _pushes_of_next_ring(deployment, ring):
-        return deployment, waiting[0]
-    await _close_ring(session, deployment, lanes, actor=actor, now=now, reason=reason, override=override)
-    await set_paused(session, deployment, paused=False, actor=actor, now=now, reason=reason)
-    told = {"ring": ring.value, "reason": reason}
-    events.record(session, deployment, "ring.promoted", actor=actor, now=now, after=told)
-    if ring is deployment.target_ring or awaits_cab(deployment, after=ring):
-        await leave_ring(session, deployment, ring, now=now)
-        return deployment, None
-    return deployment, (await start_ring(session, deployment, following(ring), now=now))[0]
-
-
-def _pushes_of_next_ring(deployment: Deployment, ring: Ring) -> list[UUID]:
-    if ring is deployment.target_ring:
-        return []
-    lanes = ring_lanes(deployment, following(ring))
-    return [lane.operation_id for lane in lanes if lane.operation_id is not None]
-
-
-async def _close_ring(
-    session: AsyncSession,
-    deployment: Deployment,
-    lanes: Sequence[RingDeployment],
-    *,
-    actor: str,
-    now: datetime,
-    reason: str | None,
-    override: Override | None,
-) -> None:
-    working = [lane for lane in lanes if lane.status not in rollout.LEFT | {LaneStatus.HELD}]
-    held = [lane for lane in lanes if lane.status is LaneStatus.HELD]
-    if working:
-        lane = working[0]
-        raise IllegalTransition(
-            f"lane {lane.ring.value} on {lane.plane} is {lane.status.value}", status=lane.status.value
-        )
-    if unpushed := [lane for lane in held if lane.pushed_at is None]:
-        lane = unpushed[0]
-        raise IllegalTransition(
-            f"lane {lane.ring.value} on {lane.plane} was never pushed: retry operation {lane.operation_id}",
-            status=lane.status.value,
-        )
-    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes) and not reason:
-        raise Invalid("every target of this ring is empty: promoting it needs a reason")
-    if held and override is None:
-        raise Invalid(f"lane {held[0].ring.value} on {held[0].plane} is HELD: promoting it needs an override")
-    if held and override is not None and override.expires_at <= now:
-        raise Invalid("the override has expired")
-    for lane in held:
-        told: Mapping[str, Any] = (
-            {"override": override.reason, "expires_at": override.expires_at.isoformat()} if override else {}
-        )
-        await move_lane(session, deployment, lane, LaneStatus.PROMOTED, actor=actor, now=now, **told)

@@ -11,7 +11,7 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState, Member
-from app.domain.gates import DAY, GatePolicy
+from app.domain.policies import DAY, GatePolicy
 from app.models import Connectivity, DeviceState, RingDeployment
 
 ROLLOUT_STATES = {
@@ -133,6 +133,19 @@ EXPIRE = text(f"""
     {COUNTERS}
 """)  # noqa: S608 - composed of constants
 
+FORGET_FAILURES = text(f"""
+    WITH known AS (
+        SELECT device_id, state, late FROM device_results
+        WHERE lane_id = :lane AND state = 'FAILED' ORDER BY device_id FOR UPDATE
+    ), changed AS (
+        UPDATE device_results AS device SET state = 'PENDING', detail = NULL, error_code = NULL,
+            updated_at = :now
+        FROM known WHERE device.lane_id = :lane AND device.device_id = known.device_id
+        RETURNING known.state AS before, device.state AS after, device.late
+    )
+    {COUNTERS}
+""")  # noqa: S608 - composed of constants
+
 STORE_ROLLBACK = text(f"""{GIVEN}
     UPDATE device_results AS device SET rollback_state = given.state::device_state, updated_at = :now
     FROM given WHERE device.lane_id = :lane AND device.device_id = given.device_id
@@ -246,6 +259,11 @@ async def expire(
     )
 
 
+async def forget_failures(session: AsyncSession, lane_id: UUID, *, now: datetime) -> None:
+    """The devices that failed are asked to try again: they have yet to begin."""
+    await session.execute(FORGET_FAILURES, {"lane": lane_id, "now": now})
+
+
 @dataclass(frozen=True, slots=True)
 class RollbackCounts:
     """How far a lane's rollback is. ``silent`` devices never answered: nothing to take back from them yet."""
@@ -254,6 +272,11 @@ class RollbackCounts:
     failed: int
     silent: int
     open: int
+
+    @property
+    def total(self) -> int:
+        """All of the lane's devices."""
+        return self.done + self.failed + self.silent + self.open
 
 
 async def rollback_counts(session: AsyncSession, lane_id: UUID) -> RollbackCounts:

@@ -22,10 +22,15 @@ TOUCHED = (EffectState.SENT, EffectState.UNKNOWN, EffectState.CONFIRMED)
 """States in which the plane may have acted."""
 
 
-def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action) -> str:
-    """The key of an effect: the same for every attempt, and for every ring where the action is done once."""
+def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action, *, turn: int = 1) -> str:
+    """The key of an effect: the same for every attempt, and for every ring where the action is done once.
+
+    What is asked of the failed devices again is another effect: ``turn`` 2 and more stand behind the action.
+    """
     scope = f"{deployment_id}/{plane}"
-    return f"{scope}/{action.value}" if action in ONCE else f"{scope}/{ring.value}/{action.value}"
+    if action in ONCE:
+        return f"{scope}/{action.value}"
+    return f"{scope}/{ring.value}/{action.value}" + (f"/{turn}" if turn > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,11 @@ class Planned:
         return self.state in {EffectState.SENT, EffectState.UNKNOWN}
 
 
-async def plan(session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID) -> Planned:
+async def plan(
+    session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID, *, turn: int = 1
+) -> Planned:
     """Write the effect down, or find it if planned before; a rejected one is planned anew under its key."""
-    key = effect_key(lane.deployment_id, lane.plane, lane.ring, action)
+    key = effect_key(lane.deployment_id, lane.plane, lane.ring, action, turn=turn)
     once = action in ONCE
     statement = insert(Effect).values(
         id=new_id(),
@@ -79,9 +86,30 @@ async def plan(session: AsyncSession, lane: RingDeployment, action: Action, oper
     return _planned(effect)
 
 
-async def find(session: AsyncSession, key: str) -> Planned:
-    """An effect that was planned before."""
-    return _planned((await session.scalars(select(Effect).filter_by(key=key))).one())
+async def find_newest(session: AsyncSession, lane: RingDeployment, action: Action) -> Planned:
+    """The effect of that kind on the lane that holds: the last confirmed turn, else the last one sent."""
+    query = select(Effect).where(
+        Effect.lane_id == lane.id, Effect.action == action, Effect.state.in_(TOUCHED)
+    )
+    query = query.order_by((Effect.state == EffectState.CONFIRMED).desc(), Effect.id.desc()).limit(1)
+    return _planned((await session.scalars(query)).one())
+
+
+async def plan_turn(
+    session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID
+) -> Planned:
+    """Plan an effect of the lane once more, as another one; an operation that did so before finds its own."""
+    query = select(Effect.operation_id).filter_by(lane_id=lane.id, action=action).order_by(Effect.id)
+    turns = list(await session.scalars(query))
+    turn = len(turns) if turns and turns[-1] == operation_id else len(turns) + 1
+    return await plan(session, lane, action, operation_id, turn=turn)
+
+
+async def renew(session: AsyncSession, lane: RingDeployment, action: Action) -> None:
+    """Plan an effect anew that was confirmed: since then something else is to be done by it."""
+    key = effect_key(lane.deployment_id, lane.plane, lane.ring, action)
+    done = update(Effect).where(Effect.key == key, Effect.state == EffectState.CONFIRMED)
+    await session.execute(done.values(state=EffectState.PLANNED, settled_at=None, sent_at=None))
 
 
 def _planned(effect: Effect) -> Planned:

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a lane may leave its ring: policies, criteria and their published truth table. Pure."""
+"""When a lane may leave its ring: criteria, verdicts and their published truth table. Pure."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
-from functools import cached_property
-from pathlib import Path
+from math import sqrt
+from statistics import NormalDist
 from types import MappingProxyType
-from typing import Any, Self
-
-from app.errors import Invalid
-from app.models import Connectivity, Ring
+from typing import Self
 
 
 class Verdict(StrEnum):
@@ -25,14 +21,34 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+class Measure(StrEnum):
+    """What a gate looks at: the names of its criteria."""
+
+    FAILURE_RATE = "failure_rate"
+    MIN_REPORTED = "min_reported"
+    COVERAGE = "coverage"
+    SUCCESS_RATE = "success_rate"
+    SUCCESS_BOUND = "success_bound"
+    SOAK = "soak"
+    ROLLBACK_POSSIBLE = "rollback_possible"
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What it takes to leave a ring. Rates are fractions of all devices targeted, 0..1."""
+    """What it takes to leave a ring. Rates are fractions of all devices targeted, 0..1.
+
+    ``min_coverage`` of them must have an outcome. With ``confidence`` (0..1) the lower end of what the
+    success rate may really be (Wilson, one-sided) must reach ``min_success_rate`` too. What is in ``dry_run``
+    is measured and shown, and keeps nothing from passing.
+    """
 
     min_success_rate: float
     max_failure_rate: float
     soak: timedelta
     min_reported: int = 1
+    min_coverage: float = 0.0
+    confidence: float | None = None
+    dry_run: frozenset[Measure] = frozenset()
 
     def is_looser_than(self, other: Self) -> bool:
         """Whether any number of this gate lets through what ``other`` would not."""
@@ -41,17 +57,24 @@ class Gate:
             or self.max_failure_rate > other.max_failure_rate
             or self.soak < other.soak
             or self.min_reported < other.min_reported
+            or self.min_coverage < other.min_coverage
+            or (self.confidence or 0.0) < (other.confidence or 0.0)
+            or bool(self.dry_run - other.dry_run)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is known of a lane's targeted devices; ``unreachable`` ones have not succeeded or failed yet."""
+    """What is known of a lane's targeted devices; ``unreachable`` ones have not succeeded or failed yet.
+
+    ``retrying``: those that failed may still succeed.
+    """
 
     targeted: int
     succeeded: int = 0
     failed: int = 0
     unreachable: int = 0
+    retrying: bool = False
 
     @property
     def reported(self) -> int:
@@ -61,207 +84,110 @@ class Counts:
     @property
     def finished(self) -> bool:
         """Whether no device can change the rates any more."""
-        return self.reported >= self.targeted
+        return self.reported >= self.targeted and not self.retrying
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """One row of a gate report: what was asked, what was measured, whether that is enough."""
 
-    name: str
+    name: Measure
     threshold: float
     measured: float | None
     passed: bool
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict, its ``reason`` (a blocker code, or None when it moves by itself) and all its criteria."""
+    """A verdict, its ``reason`` (a blocker code, or None when it moves by itself) and all its criteria.
+
+    ``detail`` says in words what an inconclusive measurement lacks.
+    """
 
     verdict: Verdict
     reason: str | None
     criteria: tuple[Criterion, ...]
+    detail: str | None = None
 
 
-def judge(counts: Counts, gate: Gate, *, soaked: timedelta) -> Judgement:
+def judge(counts: Counts, gate: Gate, *, soaked: timedelta, reversible: bool | None = None) -> Judgement:
     """Decide a lane's fate from what was measured. The failure limit is judged before everything else.
 
-    ``soaked`` is how long the lane has soaked on fresh measurements.
+    ``soaked`` is how long the lane has soaked on fresh measurements; ``reversible`` None: not asked here.
     """
-    verdict, reason = _verdict(counts, gate, soaked)
-    return Judgement(verdict, reason, _criteria(counts, gate, soaked))
-
-
-def _verdict(counts: Counts, gate: Gate, soaked: timedelta) -> tuple[Verdict, str | None]:
+    criteria = tuple(_criteria(counts, gate, soaked, reversible=reversible))
+    unmet = next((each for each in criteria if not (each.passed or each.dry_run)), None)
     if counts.targeted == 0:
-        return Verdict.INCONCLUSIVE, "empty_target"
-    if counts.failed > _share(gate.max_failure_rate, counts.targeted):
-        return Verdict.ROLL_BACK, None
-    if counts.reported < gate.min_reported:
-        return (Verdict.INCONCLUSIVE, "inconclusive") if counts.finished else (Verdict.HOLD, None)
-    if counts.succeeded < _share(gate.min_success_rate, counts.targeted):
-        return Verdict.HOLD, "gate_not_met" if counts.finished else None
-    if soaked < gate.soak:
-        return Verdict.HOLD, "soak"
-    return Verdict.PROMOTE, None
+        return Judgement(Verdict.INCONCLUSIVE, "empty_target", criteria, "the target is empty")
+    if unmet is None:
+        return Judgement(Verdict.PROMOTE, None, criteria)
+    verdict, reason = UNMET[unmet.name] if counts.finished else OPEN.get(unmet.name, (Verdict.HOLD, None))
+    detail = _lack(unmet) if verdict is Verdict.INCONCLUSIVE else None
+    return Judgement(verdict, reason, criteria, detail)
 
 
-def _criteria(counts: Counts, gate: Gate, soaked: timedelta) -> tuple[Criterion, ...]:
-    some = counts.targeted > 0
-    success = counts.succeeded / counts.targeted if some else None
-    failure = counts.failed / counts.targeted if some else None
-    return (
-        Criterion(
-            "failure_rate",
-            gate.max_failure_rate,
-            failure,
-            passed=some and counts.failed <= _share(gate.max_failure_rate, counts.targeted),
-        ),
-        Criterion(
-            "success_rate",
-            gate.min_success_rate,
-            success,
-            passed=some and counts.succeeded >= _share(gate.min_success_rate, counts.targeted),
-        ),
-        Criterion(
-            "min_reported", gate.min_reported, counts.reported, passed=counts.reported >= gate.min_reported
-        ),
-        Criterion("soak", gate.soak.total_seconds(), soaked.total_seconds(), passed=soaked >= gate.soak),
-    )
+UNMET: Mapping[Measure, tuple[Verdict, str | None]] = MappingProxyType(
+    {
+        Measure.FAILURE_RATE: (Verdict.ROLL_BACK, None),
+        Measure.MIN_REPORTED: (Verdict.INCONCLUSIVE, "inconclusive"),
+        Measure.COVERAGE: (Verdict.INCONCLUSIVE, "inconclusive"),
+        Measure.SUCCESS_RATE: (Verdict.HOLD, "gate_not_met"),
+        Measure.SUCCESS_BOUND: (Verdict.INCONCLUSIVE, "inconclusive"),
+        Measure.SOAK: (Verdict.HOLD, "soak"),
+        Measure.ROLLBACK_POSSIBLE: (Verdict.HOLD, "irreversible"),
+    }
+)
+"""What the first criterion that is not met means once every device has an outcome."""
+OPEN: Mapping[Measure, tuple[Verdict, str | None]] = MappingProxyType(
+    {each: UNMET[each] for each in (Measure.FAILURE_RATE, Measure.SOAK, Measure.ROLLBACK_POSSIBLE)}
+)
+"""What it means while devices are still to report; anything else is waited for."""
+
+
+def _lack(unmet: Criterion) -> str:
+    measured = 0.0 if unmet.measured is None else unmet.measured
+    return f"{unmet.name.value} is {measured:g}, not {unmet.threshold:g}"
+
+
+def _criteria(
+    counts: Counts, gate: Gate, soaked: timedelta, *, reversible: bool | None
+) -> Iterator[Criterion]:
+    """In the order in which they are judged."""
+    some, targeted = counts.targeted > 0, max(counts.targeted, 1)
+    shown = {Measure.FAILURE_RATE: counts.failed, Measure.SUCCESS_RATE: counts.succeeded}
+    rates = {name: number / targeted if some else None for name, number in shown.items()}
+    succeeds = some and counts.succeeded >= _share(gate.min_success_rate, counts.targeted)
+    fails = not some or counts.failed > _share(gate.max_failure_rate, counts.targeted)
+    coverage = counts.reported / targeted if some else None
+    covers = some and counts.reported >= _share(gate.min_coverage, counts.targeted)
+
+    def row(name: Measure, threshold: float, measured: float | None, is_met: object) -> Criterion:
+        return Criterion(name, threshold, measured, bool(is_met), name in gate.dry_run)
+
+    yield row(Measure.FAILURE_RATE, gate.max_failure_rate, rates[Measure.FAILURE_RATE], not fails)
+    enough = counts.reported >= gate.min_reported
+    yield row(Measure.MIN_REPORTED, gate.min_reported, counts.reported, enough)
+    yield row(Measure.COVERAGE, gate.min_coverage, coverage, covers)
+    yield row(Measure.SUCCESS_RATE, gate.min_success_rate, rates[Measure.SUCCESS_RATE], succeeds)
+    if gate.confidence is not None:
+        bound = wilson_lower_bound(counts.succeeded, counts.targeted, gate.confidence) if some else None
+        sure = bound is not None and bound >= gate.min_success_rate
+        yield row(Measure.SUCCESS_BOUND, gate.min_success_rate, bound, sure)
+    soaks = soaked >= gate.soak
+    yield row(Measure.SOAK, gate.soak.total_seconds(), soaked.total_seconds(), soaks)
+    if reversible is not None:
+        yield row(Measure.ROLLBACK_POSSIBLE, 1.0, float(reversible), reversible)
+
+
+def wilson_lower_bound(succeeded: int, sample: int, confidence: float) -> float:
+    """The lower end of the one-sided Wilson score interval of a rate, 0..1, at ``confidence`` (0..1)."""
+    z = NormalDist().inv_cdf(confidence)
+    rate, spread = succeeded / sample, z * z / sample
+    margin = z * sqrt(rate * (1 - rate) / sample + spread / (4 * sample))
+    return max(0.0, (rate + spread / 2 - margin) / (1 + spread))
 
 
 def _share(rate: float, targeted: int) -> Decimal:
     """``rate`` of ``targeted`` in decimal, as it was written: 0.29 of 100 is 29, not a little less."""
     return Decimal(repr(rate)) * targeted
-
-
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class GatePolicy:
-    """The gates of all rings with their clocks; a deployment keeps the copy it was accepted under.
-
-    A lane is measured every ``measure_first`` in its first hour, then every ``measure_later``. A device that
-    has not reported is UNREACHABLE after a quarter of its class's ``connectivity`` deadline, and FAILED at
-    the deadline.
-    """
-
-    name: str
-    version: int
-    gates: Mapping[Ring, Gate]
-    measure_first: timedelta
-    measure_later: timedelta
-    connectivity: Mapping[Connectivity, timedelta]
-
-    def interval(self, age: timedelta) -> timedelta:
-        """How long to wait for the next measurement of a lane whose push was confirmed ``age`` ago."""
-        return self.measure_first if age < HOUR else self.measure_later
-
-    def with_gates(self, gates: Mapping[Ring, Gate]) -> Self:
-        """The same clocks with a deployment's own numbers for some rings."""
-        merged = MappingProxyType({**self.gates, **gates})
-        return type(self)(
-            self.name, self.version, merged, self.measure_first, self.measure_later, self.connectivity
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Durations in seconds; what ``from_json`` takes back."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "gates": {
-                ring.value: {
-                    "min_success_rate": gate.min_success_rate,
-                    "max_failure_rate": gate.max_failure_rate,
-                    "soak": gate.soak.total_seconds(),
-                    "min_reported": gate.min_reported,
-                }
-                for ring, gate in self.gates.items()
-            },
-            "measure_first": self.measure_first.total_seconds(),
-            "measure_later": self.measure_later.total_seconds(),
-            "connectivity": {kind.value: wait.total_seconds() for kind, wait in self.connectivity.items()},
-        }
-
-    @cached_property
-    def text(self) -> str:
-        """``to_json`` as JSON, made once: most deployments keep the same policy."""
-        return json.dumps(self.to_json())
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read what ``to_json`` wrote, or a policy file of the same shape.
-
-        Raises:
-            KeyError, TypeError, ValueError: the document lacks a part or has one of the wrong kind.
-        """
-        return cls(
-            name=str(document["name"]),
-            version=int(document["version"]),
-            gates=MappingProxyType(
-                {
-                    ring: Gate(
-                        float(gate["min_success_rate"]),
-                        float(gate["max_failure_rate"]),
-                        timedelta(seconds=float(gate["soak"])),
-                        int(gate.get("min_reported", 1)),
-                    )
-                    for ring in Ring
-                    for gate in [document["gates"][ring.value]]
-                }
-            ),
-            measure_first=timedelta(seconds=float(document["measure_first"])),
-            measure_later=timedelta(seconds=float(document["measure_later"])),
-            connectivity=MappingProxyType(
-                {
-                    kind: timedelta(seconds=float(document["connectivity"][kind.value]))
-                    for kind in Connectivity
-                }
-            ),
-        )
-
-
-def _gates(*soaks: timedelta) -> Mapping[Ring, Gate]:
-    rates = ((0.95, 0.05), (0.98, 0.02), (0.97, 0.03), (0.99, 0.01), (0.99, 0.01))
-    return MappingProxyType(
-        {ring: Gate(*rate, soak) for ring, rate, soak in zip(Ring, rates, soaks, strict=True)}
-    )
-
-
-STANDARD = GatePolicy(
-    name="standard",
-    version=1,
-    gates=_gates(DAY, 2 * DAY, 3 * DAY, 7 * DAY, timedelta(0)),
-    measure_first=timedelta(seconds=60),
-    measure_later=timedelta(minutes=5),
-    connectivity=MappingProxyType(
-        {Connectivity.ONLINE: DAY, Connectivity.INTERMITTENT: 3 * DAY, Connectivity.AIR_GAPPED: 7 * DAY}
-    ),
-)
-DEMO = GatePolicy(
-    name="demo",
-    version=1,
-    gates=_gates(*[timedelta(seconds=2)] * 4, timedelta(0)),
-    measure_first=timedelta(seconds=1),
-    measure_later=timedelta(seconds=1),
-    connectivity=MappingProxyType(dict.fromkeys(Connectivity, timedelta(seconds=20))),
-)
-
-
-def load_policy(setting: str) -> GatePolicy:
-    """The policy that ``EUCORA_GATE_POLICY`` names: ``standard``, ``demo`` or a JSON file.
-
-    Raises:
-        Invalid: the file cannot be read or is no policy.
-    """
-    for policy in (STANDARD, DEMO):
-        if setting == policy.name:
-            return policy
-    try:
-        return GatePolicy.from_json(json.loads(Path(setting).read_text(encoding="utf-8")))
-    except OSError as error:
-        sentence = f"EUCORA_GATE_POLICY: {setting!r} is neither standard, demo nor a file that can be read"
-        raise Invalid(sentence) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise Invalid(f"EUCORA_GATE_POLICY: the file {setting!r} is no gate policy: {error}") from error

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deployment intents: what is asked for, what it means here, and the one statement that accepts it."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from uuid import UUID
 
 import asyncpg
 from pydantic_core import to_json
 
-from app.connectors.contract import Manifest, Package, Plane, Target, TargetKind
-from app.domain import idempotency, risk, rollout
-from app.domain.gates import Gate, GatePolicy
+from app.connectors.contract import Capability, Manifest, Package, Plane, Target, TargetKind
+from app.connectors.packages import why_it_stays
+from app.domain import approvals, idempotency, risk, rollout
+from app.domain.gates import Gate, Measure
 from app.domain.idempotency import RequestKey, StoredAnswer
 from app.domain.operations import KINDS, OperationKind
+from app.domain.policies import GatePolicy
 from app.errors import ActiveDeploymentExists, FieldError, Invalid, PlaneNotConfigured, TargetNotSet
 from app.models import DeploymentStatus, Promotion, Ring, new_id
 
@@ -26,15 +30,14 @@ class GateNumbers:
     max_failure_rate: float | None = None
     soak: timedelta | None = None
     min_reported: int | None = None
+    min_coverage: float | None = None
+    confidence: float | None = None
+    dry_run: frozenset[Measure] | None = None
 
     def over(self, gate: Gate) -> Gate:
         """``gate`` with these numbers in place of its own."""
-        return Gate(
-            gate.min_success_rate if self.min_success_rate is None else self.min_success_rate,
-            gate.max_failure_rate if self.max_failure_rate is None else self.max_failure_rate,
-            gate.soak if self.soak is None else self.soak,
-            gate.min_reported if self.min_reported is None else self.min_reported,
-        )
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(gate, **{name: value for name, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,12 @@ class PlannedLane:
     operation_id: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """An intent with everything decided that can be decided before it is stored."""
+    """An intent with everything decided that can be decided before it is stored.
+
+    ``irreversible``: the planes of which it is certain already that they will have no way back.
+    """
 
     id: UUID
     correlation_id: UUID
@@ -101,11 +107,24 @@ class Plan:
     requires_cab_approval: bool
     status: DeploymentStatus
     lanes: tuple[PlannedLane, ...]
+    irreversible: tuple[str, ...] = ()
 
     @property
     def operation_id(self) -> UUID | None:
         """The first lane's operation; None while a CAB decision is needed before anything starts."""
         return self.lanes[0].operation_id
+
+    @cached_property
+    def request(self) -> tuple[UUID, str] | None:
+        """The request to the board, if one is needed: its id, and the digest of what it is about."""
+        if not self.requires_cab_approval:
+            return None
+        packages = {
+            plane.value: json.loads(package.model_dump_json())
+            for plane, package in self.intent.packages.items()
+        }
+        asked = self.intent
+        return new_id(), approvals.digest_of(asked.app_name, asked.version, packages, asked.target_ring)
 
 
 def plan(intent: Intent, around: Surroundings, *, correlation_id: UUID) -> Plan:
@@ -124,6 +143,8 @@ def plan(intent: Intent, around: Surroundings, *, correlation_id: UUID) -> Plan:
     own = {ring: numbers.over(around.policy.gates[ring]) for ring, numbers in intent.gates.items()}
     looser = any(gate.is_looser_than(around.policy.gates[ring]) for ring, gate in own.items())
     critical = factors["sbom_vulnerability"] >= risk.CRITICAL
+    stuck = tuple(plane.value for plane in intent.packages if is_stuck(intent, around.manifests[plane]))
+    asked = score.value > risk.CAB_ABOVE or intent.privileged or looser or critical or bool(stuck)
     return Plan(
         id=new_id(),
         correlation_id=correlation_id,
@@ -131,10 +152,17 @@ def plan(intent: Intent, around: Surroundings, *, correlation_id: UUID) -> Plan:
         score=score,
         risk_factors=factors,
         policy=around.policy.with_gates(own) if own else around.policy,
-        requires_cab_approval=score.value > risk.CAB_ABOVE or intent.privileged or looser or critical,
+        requires_cab_approval=asked,
+        irreversible=stuck,
         status=DeploymentStatus.AWAITING_CAB if critical else DeploymentStatus.PENDING,
         lanes=tuple(planned_lanes(targets, starts=not critical)),
     )
+
+
+def is_stuck(intent: Intent, manifest: Manifest) -> bool:
+    """Whether it is certain already that the plane will have no way back."""
+    returns = intent.rollback_version is not None and manifest.can(Capability.RETURN)
+    return not returns and why_it_stays(intent.packages[manifest.plane]) is not None
 
 
 def check_planes(intent: Intent, around: Surroundings) -> None:
@@ -238,6 +266,9 @@ WITH kept AS (
 ), event AS (
     INSERT INTO events (deployment_id, sequence, type, actor, at, after, correlation_id)
     SELECT $8, 1, 'deployment.submitted', $28, $7, $41::jsonb, $9 FROM kept
+), request AS (
+    INSERT INTO approvals (id, deployment_id, digest, submitted_by, created_at, expires_at, irreversible)
+    SELECT $42, $8, $43, $28, $7, $7 + $44::interval, $45::text[] FROM kept WHERE $42::uuid IS NOT NULL
 )
 SELECT count(*) FROM kept
 """
@@ -335,6 +366,9 @@ def row(plan: Plan, *, actor: str, request: RequestKey, answer: StoredAnswer, no
                 "target_ring": intent.target_ring.value,
             }
         ),
+        *(plan.request or (None, None)),
+        approvals.wait(intent.criticality),
+        sorted(plan.irreversible),
     )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.domain.operations import (
+    KINDS,
     Ended,
     Failure,
     OperationKind,
@@ -236,14 +237,20 @@ async def defer(
 
 
 async def again(
-    session: AsyncSession, claimed: Claimed, *, delay: timedelta, ended: Ended
+    session: AsyncSession, claimed: Claimed, *, delay: timedelta, ended: Ended, parked: bool = False
 ) -> OperationStatus:
-    """Go on after ``delay``: this run made progress, so attempts and deferrals start from nothing."""
+    """Go on after ``delay``: this run made progress, so attempts and deferrals start from nothing.
+
+    ``parked``: it waits for a person or for its time, which counts against no deadline.
+    """
     operation = await _hold_with_deployment(session, claimed)
     if operation.cancel_requested:
         operation = await end(session, operation, OperationStatus.CANCELLED, failure=None, ended=ended)
     else:
-        values = {"attempt": 0, "deferrals": 0, "run_after": after(delay), "error": null()}
+        values: dict[str, Any] = {"attempt": 0, "deferrals": 0, "run_after": after(delay), "error": null()}
+        lifetime = KINDS[claimed.kind].deadline
+        if parked and lifetime is not None:
+            values["deadline"] = after(delay + lifetime)
         operation = await leave(session, operation, OperationStatus.WAITING, **values)
         wake(session)
     return operation.status

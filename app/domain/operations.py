@@ -35,6 +35,8 @@ class OperationKind(StrEnum):
     DEPLOY_TO_CONNECTOR = "deploy_to_connector"
     EXECUTE_ROLLBACK = "execute_rollback"
     MEASURE_RING = "measure_ring"
+    WITHDRAW_LANE = "withdraw_lane"
+    RETRY_DEVICES = "retry_devices"
     CHECK_PLANE = "check_plane"
     COUNT_TARGET = "count_target"
 
@@ -70,6 +72,10 @@ KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
         ),
         OperationKind.EXECUTE_ROLLBACK: Kind(queue=Queue.ROLLBACK, hard_limit=_LONG, soft_limit=_LONG_SOFT),
         OperationKind.MEASURE_RING: Kind(queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT),
+        OperationKind.RETRY_DEVICES: Kind(
+            queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
+        ),
+        OperationKind.WITHDRAW_LANE: Kind(queue=Queue.ROLLBACK, hard_limit=_LONG, soft_limit=_LONG_SOFT),
         OperationKind.CHECK_PLANE: Kind(
             queue=Queue.DEFAULT,
             hard_limit=timedelta(seconds=60),
@@ -81,6 +87,15 @@ KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
         ),
     }
 )
+
+
+TOUCHING = (
+    OperationKind.DEPLOY_TO_CONNECTOR,
+    OperationKind.RETRY_DEVICES,
+    OperationKind.EXECUTE_ROLLBACK,
+    OperationKind.MEASURE_RING,
+)
+"""The kinds that move a lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +165,23 @@ async def enqueue(
     )
     wake(session)
     return operation_id
+
+
+async def hasten(session: AsyncSession, deployment_id: UUID | None = None) -> None:
+    """What waits without an error, for a person or for its time, looks again at once; None: of everybody.
+
+    What a plane asked to wait for goes on waiting.
+    """
+    parked = update(Operation).where(Operation.status.in_(OPEN), Operation.error.is_(None))
+    parked = parked.where(Operation.kind.in_([kind.value for kind in TOUCHING]))
+    if deployment_id is not None:
+        parked = parked.where(Operation.deployment_id == deployment_id)
+    now = func.clock_timestamp()
+    await session.execute(
+        parked.values(run_after=func.least(Operation.run_after, now), dispatched_at=null()),
+        execution_options={"synchronize_session": False},
+    )
+    wake(session)
 
 
 async def leave(

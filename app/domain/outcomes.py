@@ -7,7 +7,8 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import deployments, lanes, operations, rollback, rollout
+from app.domain import deployments, lanes, operations, promotion, rollback, rollout, withdrawal
+from app.domain.facts import Code
 from app.domain.operations import OperationKind
 from app.errors import IllegalTransition
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, RingDeployment
@@ -59,9 +60,7 @@ async def _work_ended(
             )
     else:
         lane.waiting_since = now  # nobody looks at its devices meanwhile, so their clocks stand still
-        await deployments.move_lane(
-            session, deployment, lane, LaneStatus.HELD, now=now, reason=_reason(operation)
-        )
+        await lanes.hold(session, deployment, lane, Code.PUSH_FAILED, now=now, reason=_reason(operation))
 
 
 def _reason(operation: Operation) -> str:
@@ -81,13 +80,23 @@ async def operation_revived(session: AsyncSession, operation: Operation) -> None
     if operation.subject_type != "lane":
         return
     deployment, lane = await lanes.lock_lane(session, UUID(operation.subject_id))
-    now = await database_now(session)
-    if operation.kind == OperationKind.EXECUTE_ROLLBACK.value:
+    now, kind = await database_now(session), OperationKind(operation.kind)
+    if kind is OperationKind.EXECUTE_ROLLBACK:
         await _rollback_revived(session, deployment, lane, now=now)
+    elif kind is OperationKind.WITHDRAW_LANE:
+        deployments.check_status(deployment, withdrawal.STOPPED)
+    elif kind is OperationKind.RETRY_DEVICES:
+        _check_may_try_again(deployment, lane)
     else:
         await _work_revived(session, deployment, lane, operation, now=now)
     lane.operation_id = operation.id
     await session.flush()
+
+
+def _check_may_try_again(deployment: Deployment, lane: RingDeployment) -> None:
+    deployments.check_status(deployment, lanes.PUSHING)
+    if lane.status is not LaneStatus.HELD:
+        raise IllegalTransition(f"the lane is {lane.status.value}", status=lane.status.value)
 
 
 async def _rollback_revived(
@@ -148,7 +157,7 @@ async def push_the_others(session: AsyncSession, deployment: Deployment, revived
         if lane.id == revived.id or not waits or lane.operation_id is None:
             continue
         if (await operations.get(session, lane.operation_id)).status in operations.ENDED:
-            await deployments.queue_push(session, deployment, lane)
+            await promotion.queue_push(session, deployment, lane)
 
 
 async def database_now(session: AsyncSession) -> datetime:

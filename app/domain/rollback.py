@@ -10,11 +10,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, App, Assignment, Plane, Target
-from app.domain import deployments, devices, effects, operations
+from app.domain import approvals, deployments, devices, effects, operations, rollout
 from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.operations import OperationKind, Subject
+from app.domain.rollout import Command
 from app.errors import IllegalTransition
 from app.models import (
     Connectivity,
@@ -38,8 +39,17 @@ UNTOUCHED = frozenset(
     }
 )
 """Lanes in these states whose assignment never left are cancelled by a rollback."""
+PAUSED_AGAIN = timedelta(seconds=60)
+"""How often a rollback that is paused looks again by itself: whoever resumes it has it look at once."""
 
 
+FORWARD = (
+    OperationKind.DEPLOY_TO_CONNECTOR,
+    OperationKind.RETRY_DEVICES,
+    OperationKind.MEASURE_RING,
+    OperationKind.WITHDRAW_LANE,
+)
+"""What is stopped when a lane is taken back."""
 UNDER_WAY = frozenset({LaneStatus.ROLLING_BACK, LaneStatus.ROLLED_BACK})
 
 
@@ -60,11 +70,10 @@ async def begin(
         ActiveDeploymentExists: another deployment of the application is active meanwhile.
     """
     deployment = await deployments.lock(session, deployment_id, version=version)
-    if deployment.status is DeploymentStatus.ROLLED_BACK:
-        return deployment, None
-    if deployment.status is DeploymentStatus.ROLLING_BACK:
+    started = any(lane.started_at for lane in deployment.lanes)
+    if started and rollout.holds_already(Command.ROLLBACK, deployment.status):
         return deployment, current_operation(deployment)
-    if not any(lane.started_at for lane in deployment.lanes):
+    if not started:
         raise IllegalTransition(
             f"the deployment is {deployment.status.value} and nothing was pushed",
             status=deployment.status.value,
@@ -75,7 +84,12 @@ async def begin(
 async def begin_locked(
     session: AsyncSession, deployment: Deployment, *, actor: str, now: datetime, reason: str | None
 ) -> UUID | None:
-    """The same for a locked deployment; the first operation, None if nothing has to be taken back."""
+    """The same for a locked deployment; the first operation, None if nothing has to be taken back.
+
+    A pause was one of the rollout: the rollback begins, and may be paused itself.
+    """
+    await deployments.set_paused(session, deployment, paused=False, actor=actor, now=now, reason=reason)
+    await approvals.withdraw(session, deployment, now=now)
     await deployments.move(
         session, deployment, DeploymentStatus.ROLLING_BACK, actor=actor, now=now, reason=reason
     )
@@ -95,11 +109,10 @@ async def begin_locked(
 
 
 async def stop_operations(session: AsyncSession, deployment_id: UUID) -> None:
-    """Cancel what would push or measure; what runs is told to stop, and the rollback's jobs wait for it."""
-    forward = (OperationKind.DEPLOY_TO_CONNECTOR, OperationKind.MEASURE_RING)
+    """Cancel what would push, measure or withdraw; what runs is told to stop, and others wait for that."""
     query = select(Operation.id).where(
         Operation.deployment_id == deployment_id,
-        Operation.kind.in_([kind.value for kind in forward]),
+        Operation.kind.in_([kind.value for kind in FORWARD]),
         Operation.status.not_in(operations.ENDED),
     )
     for operation_id in (await session.scalars(query.order_by(Operation.id))).all():
@@ -176,14 +189,17 @@ class Removal:
         )
 
 
-async def permit_removal(session: AsyncSession, deployment_id: UUID) -> None:
-    """Let something of a removal leave. Locks the deployment until the transaction ends.
+async def permit_removal(session: AsyncSession, deployment_id: UUID) -> timedelta | None:
+    """Whether something of a removal may leave now: None, or a delay while the rollback is paused.
+
+    Locks the deployment until the transaction ends.
 
     Raises:
         IllegalTransition: it is not being taken back any more.
     """
     deployment = await deployments.lock(session, deployment_id)
     deployments.check_status(deployment, {DeploymentStatus.ROLLING_BACK, DeploymentStatus.FAILED})
+    return PAUSED_AGAIN if deployment.paused else None
 
 
 async def begin_removal(
@@ -194,12 +210,14 @@ async def begin_removal(
     lane = next(lane for lane in deployment.lanes if lane.id == lane_id)
     if lane.status is not LaneStatus.ROLLING_BACK:
         return None
-    if await _push_runs(session, lane):
+    if await push_runs(session, lane, but=operation_id):
         return timedelta(seconds=1)
-    external_id = lane.external_id or await _published_id(session, lane)
+    external_id = lane.external_id or await published_id(session, lane)
     remove = await effects.plan(session, lane, Action.REMOVE, operation_id)
+    if remove.settled_at is None:
+        await effects.renew(session, lane, Action.UNASSIGN)  # what a withdrawal took away was another thing
     unassign = await effects.plan(session, lane, Action.UNASSIGN, operation_id)
-    previous_id = await _ledger_version(session, deployment, lane.plane)
+    previous_id = await ledger_version(session, deployment, lane.plane)
     return Removal(
         lane_id=lane_id,
         deployment_id=deployment_id,
@@ -214,23 +232,25 @@ async def begin_removal(
     )
 
 
-async def _push_runs(session: AsyncSession, lane: RingDeployment) -> bool:
+async def push_runs(session: AsyncSession, lane: RingDeployment, *, but: UUID) -> bool:
+    """Whether a job still works on the lane that must have ended before it is taken back or withdrawn."""
     query = select(Operation.id).where(
         Operation.subject_type == "lane",
         Operation.subject_id == str(lane.id),
+        Operation.id != but,
         Operation.kind != OperationKind.EXECUTE_ROLLBACK.value,
         Operation.status == OperationStatus.RUNNING,
     )
     return (await session.scalars(query.limit(1))).first() is not None
 
 
-async def _published_id(session: AsyncSession, lane: RingDeployment) -> str:
+async def published_id(session: AsyncSession, lane: RingDeployment) -> str:
     """The vendor's id by the ledger: a lane is touched only after its application was published."""
     key = effects.effect_key(lane.deployment_id, lane.plane, lane.ring, Action.PUBLISH)
     return str((await session.scalars(select(Effect.external_id).filter_by(key=key))).one())
 
 
-async def _ledger_version(session: AsyncSession, deployment: Deployment, plane: str) -> str | None:
+async def ledger_version(session: AsyncSession, deployment: Deployment, plane: str) -> str | None:
     """The vendor's id of the version to return to, if we published it ourselves and still know it."""
     if deployment.rollback_version is None:
         return None
@@ -249,11 +269,15 @@ async def _ledger_version(session: AsyncSession, deployment: Deployment, plane: 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What to do next with a lane that is being taken back: ask again after ``delay``, or finish it."""
+    """What to do next with a lane that is being taken back: ask again after ``delay``, or finish it.
+
+    ``reason`` is why it is not complete, if it is not.
+    """
 
     delay: timedelta | None
     complete: bool = False
     all_answered: bool = False
+    reason: str = "devices kept the version past their deadline"
 
 
 async def weigh(
@@ -268,13 +292,16 @@ async def weigh(
     counts = await devices.rollback_counts(session, lane_id)
     if counts.open == 0 and counts.failed == 0:
         return Progress(None, complete=True, all_answered=counts.silent == 0)
+    if counts.failed > counts.total * policy.max_rollback_failure_rate:
+        reason = f"{counts.failed} of {counts.total} devices refused to be taken back"
+        return Progress(None, reason=reason)
     if now - removed_at >= max(policy.connectivity[kind] for kind in Connectivity):
         return Progress(None)
     return Progress(policy.interval(now - removed_at))
 
 
 async def finish_lane(
-    session: AsyncSession, lane_id: UUID, *, deployment_id: UUID, complete: bool, now: datetime
+    session: AsyncSession, lane_id: UUID, progress: Progress, *, deployment_id: UUID, now: datetime
 ) -> None:
     """Close a lane's rollback and go on to the next ring; an incomplete one fails the deployment."""
     deployment = await deployments.lock(session, deployment_id)
@@ -282,10 +309,8 @@ async def finish_lane(
     if lane.status is not LaneStatus.ROLLING_BACK:
         return
     lane.finished_at = now
-    if not complete:
-        await give_up(
-            session, deployment, lane, reason="devices kept the version past their deadline", now=now
-        )
+    if not progress.complete:
+        await give_up(session, deployment, lane, reason=progress.reason, now=now)
         return
     await deployments.move_lane(session, deployment, lane, LaneStatus.ROLLED_BACK, now=now)
     rolling_back = deployment.status is DeploymentStatus.ROLLING_BACK

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which moves are legal: the transition tables of deployments and lanes, and the order of rings. Pure."""
+"""Which moves and commands are legal: the tables of deployments, lanes and approvals; the rings. Pure."""
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from types import MappingProxyType
 
 from app.errors import IllegalTransition
+from app.models import ApprovalStatus as A
 from app.models import DeploymentStatus as D
 from app.models import LaneStatus as L
 from app.models import Ring
@@ -15,10 +17,12 @@ CAB_FROM = RINGS.index(Ring.PILOT)
 
 DEPLOYMENT_MOVES: Mapping[D, frozenset[D]] = MappingProxyType(
     {
-        D.PENDING: frozenset({D.DEPLOYING, D.AWAITING_CAB, D.CANCELLED, D.FAILED}),
-        D.DEPLOYING: frozenset({D.AWAITING_CAB, D.COMPLETED, D.ROLLING_BACK, D.CANCELLED, D.FAILED}),
-        D.AWAITING_CAB: frozenset({D.APPROVED, D.REJECTED, D.CANCELLED, D.ROLLING_BACK}),
-        D.APPROVED: frozenset({D.DEPLOYING, D.CANCELLED, D.ROLLING_BACK, D.FAILED}),
+        D.PENDING: frozenset({D.DEPLOYING, D.AWAITING_CAB, D.REJECTED, D.CANCELLED, D.FAILED}),
+        D.DEPLOYING: frozenset(
+            {D.AWAITING_CAB, D.REJECTED, D.COMPLETED, D.ROLLING_BACK, D.CANCELLED, D.FAILED}
+        ),
+        D.AWAITING_CAB: frozenset({D.APPROVED, D.REJECTED, D.CANCELLED, D.ROLLING_BACK, D.FAILED}),
+        D.APPROVED: frozenset({D.DEPLOYING, D.AWAITING_CAB, D.CANCELLED, D.ROLLING_BACK, D.FAILED}),
         D.REJECTED: frozenset({D.ROLLING_BACK}),
         D.CANCELLED: frozenset({D.ROLLING_BACK}),
         D.COMPLETED: frozenset({D.ROLLING_BACK}),
@@ -49,6 +53,79 @@ LANE_MOVES: Mapping[L, frozenset[L]] = MappingProxyType(
 )
 LEFT = frozenset({L.PROMOTED, L.EMPTY_TARGET})
 """Lanes that no longer keep their ring from being left."""
+
+APPROVAL_MOVES: Mapping[A, frozenset[A]] = MappingProxyType(
+    {
+        A.PENDING: frozenset({A.APPROVED, A.REJECTED, A.EXPIRED, A.WITHDRAWN}),
+        A.APPROVED: frozenset(),
+        A.REJECTED: frozenset(),
+        A.EXPIRED: frozenset(),
+        A.WITHDRAWN: frozenset(),
+    }
+)
+
+
+class Command(StrEnum):
+    """What an operator may order of a deployment."""
+
+    PROMOTE = "promote"
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    ROLLBACK = "rollback"
+    RETRY = "retry"
+
+
+_ACTIVE = frozenset({D.PENDING, D.DEPLOYING, D.AWAITING_CAB, D.APPROVED})
+
+COMMANDS: Mapping[Command, frozenset[D]] = MappingProxyType(
+    {
+        Command.PROMOTE: frozenset({D.DEPLOYING, D.APPROVED}),
+        Command.PAUSE: _ACTIVE | {D.ROLLING_BACK},
+        Command.RESUME: _ACTIVE | {D.ROLLING_BACK},
+        Command.CANCEL: _ACTIVE,
+        Command.ROLLBACK: frozenset(
+            {D.DEPLOYING, D.AWAITING_CAB, D.APPROVED, D.REJECTED, D.CANCELLED, D.COMPLETED, D.FAILED}
+        ),
+        Command.RETRY: frozenset({D.DEPLOYING, D.FAILED}),
+    }
+)
+"""The states in which a command may change something."""
+
+HOLDS: Mapping[Command, frozenset[D]] = MappingProxyType(
+    {
+        Command.CANCEL: frozenset({D.CANCELLED}),
+        Command.ROLLBACK: frozenset({D.ROLLING_BACK, D.ROLLED_BACK}),
+    }
+)
+"""The states in which what a command orders holds already: it is accepted and changes nothing."""
+
+
+def holds_already(command: Command, status: D) -> bool:
+    """Whether a repeat of the command changes nothing; False where it may change something.
+
+    Raises:
+        IllegalTransition: naming the state, where the command is not legal.
+    """
+    if status in HOLDS.get(command, ()):
+        return True
+    if status not in COMMANDS[command]:
+        raise IllegalTransition(
+            f"the deployment is {status.value}: {command.value} is not possible", status=status.value
+        )
+    return False
+
+
+def check_approval_move(before: A, after: A) -> None:
+    """Refuse a move that is not in the table.
+
+    Raises:
+        IllegalTransition: naming the state the request is in.
+    """
+    if after not in APPROVAL_MOVES[before]:
+        raise IllegalTransition(
+            f"the request is {before.value} and cannot become {after.value}", status=before.value
+        )
 
 
 def check_deployment_move(before: D, after: D) -> None:
@@ -84,3 +161,14 @@ def ring_is_left(statuses: Iterable[L]) -> bool:
     """Whether a ring with lanes in these states may be left: all are done, at least one proved something."""
     known = list(statuses)
     return all(status in LEFT for status in known) and L.PROMOTED in known
+
+
+def open_position(lanes: Iterable[tuple[int, L]]) -> int:
+    """The position of the first ring that is not left yet, of lanes given as (position, status)."""
+    by_position: dict[int, list[L]] = {}
+    for position, status in lanes:
+        by_position.setdefault(position, []).append(status)
+    return min(
+        (position for position, statuses in by_position.items() if not ring_is_left(statuses)),
+        default=max(by_position),
+    )

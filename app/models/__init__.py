@@ -2,6 +2,7 @@
 """Every table, imported so that the metadata is whole."""
 
 from app.models.account import ApiToken, IdempotencyKey, Role
+from app.models.approval import Approval, ApprovalStatus
 from app.models.base import Base, new_id
 from app.models.breaker import BreakerEvent
 from app.models.deployment import (
@@ -16,12 +17,17 @@ from app.models.deployment import (
     Ring,
     RingDeployment,
     RingTarget,
+    WayBack,
 )
 from app.models.event import Event
+from app.models.freeze import Freeze, MaintenanceWindow
+from app.models.gate_policy import StoredPolicy
 from app.models.operation import Effect, EffectState, Operation, OperationStatus
 
 __all__ = [
     "ApiToken",
+    "Approval",
+    "ApprovalStatus",
     "Base",
     "BreakerEvent",
     "Connectivity",
@@ -33,8 +39,10 @@ __all__ = [
     "Effect",
     "EffectState",
     "Event",
+    "Freeze",
     "IdempotencyKey",
     "LaneStatus",
+    "MaintenanceWindow",
     "Operation",
     "OperationStatus",
     "Promotion",
@@ -42,5 +50,7 @@ __all__ = [
     "RingDeployment",
     "RingTarget",
     "Role",
+    "StoredPolicy",
+    "WayBack",
     "new_id",
 ]

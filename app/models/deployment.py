@@ -88,8 +88,20 @@ class Promotion(StrEnum):
     MANUAL = "manual"
 
 
+class WayBack(StrEnum):
+    """How a plane can take a deployment back: to the version before, by removing it, or not at all."""
+
+    RETURN = "return"
+    REMOVE = "remove"
+    NONE = "none"
+
+
 class Deployment(Base):
-    """One version of one application, to be rolled out up to ``target_ring``."""
+    """One version of one application, to be rolled out up to ``target_ring``.
+
+    A trigger keeps what risk it was given, and who submitted it, as they were. ``retries_used`` counts the
+    devices that were tried again; ``retries_reset``: its one fresh budget was given.
+    """
 
     __tablename__ = "deployments"
     __table_args__ = (
@@ -97,6 +109,7 @@ class Deployment(Base):
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint("event_sequence >= 0", name="event_sequence"),
         CheckConstraint("cardinality(planes) >= 1", name="planes"),
+        CheckConstraint("retries_used >= 0", name="retries_used"),
         Index("ix_deployments_created", text("created_at DESC"), text("id DESC")),
         Index("ix_deployments_status_created", "status", text("created_at DESC"), text("id DESC")),
         Index("ix_deployments_app_created", "app_name", text("created_at DESC"), text("id DESC")),
@@ -124,7 +137,13 @@ class Deployment(Base):
     status: Mapped[DeploymentStatus] = mapped_column(
         enum_column(DeploymentStatus, "deployment_status"), server_default=DeploymentStatus.PENDING.value
     )
+    status_since: Mapped[Created]
     paused: Mapped[bool] = mapped_column(server_default=text("false"))
+    paused_by: Mapped[str | None]
+    paused_at: Mapped[Instant | None]
+    pause_reason: Mapped[str | None]
+    retries_used: Mapped[int] = mapped_column(server_default=text("0"))
+    retries_reset: Mapped[bool] = mapped_column(server_default=text("false"))
     version: Mapped[int] = mapped_column(server_default=text("1"))
     event_sequence: Mapped[int] = mapped_column(server_default=text("0"))
     operation_id: Mapped[UUID | None]
@@ -142,7 +161,10 @@ class Deployment(Base):
 
 
 class DeploymentPlane(Base):
-    """What one plane gets in a deployment; ``active`` keeps a second deployment of the application away."""
+    """What one plane gets in a deployment; ``active`` keeps a second deployment of the application away.
+
+    ``way_back`` is null until the plane was asked, before the first device is touched.
+    """
 
     __tablename__ = "deployment_planes"
     __table_args__ = (
@@ -163,12 +185,16 @@ class DeploymentPlane(Base):
     package: Mapped[Json]
     external_id: Mapped[str | None]
     active: Mapped[bool] = mapped_column(server_default=text("true"))
+    way_back: Mapped[WayBack | None] = mapped_column(enum_column(WayBack, "way_back"))
 
 
 class RingDeployment(Base):
     """A lane: one ring of a deployment on one plane, the unit pushed, measured, gated and rolled back.
 
     The counters are kept by the statements that store device results; they count targeted devices only.
+    ``reserved``: devices that count against the blast-radius budget, from the moment they may be touched.
+    ``held_for`` is the blocker's code of a HELD lane. ``override``: who let it pass its gate, why, how long.
+    ``retry_until``: so long failed devices may still succeed, because they try again.
     """
 
     __tablename__ = "ring_deployments"
@@ -183,8 +209,10 @@ class RingDeployment(Base):
         CheckConstraint("success_count + failure_count + unreachable_count <= targeted", name="counts"),
         CheckConstraint("success_rate BETWEEN 0 AND 1", name="success_rate"),
         CheckConstraint("position BETWEEN 0 AND 4", name="position"),
+        CheckConstraint("reserved >= 0", name="reserved"),
         Index("ix_ring_deployments_deployment_position", "deployment_id", "position", "plane"),
         Index("ix_ring_deployments_plane_status", "plane", "status"),
+        Index("ix_ring_deployments_reserved", "status", postgresql_where=text("reserved > 0")),
     )
 
     id: Mapped[Id]
@@ -195,6 +223,8 @@ class RingDeployment(Base):
     status: Mapped[LaneStatus] = mapped_column(
         enum_column(LaneStatus, "lane_status"), server_default=LaneStatus.PENDING.value
     )
+    status_since: Mapped[Created]
+    held_for: Mapped[str | None]
     operation_id: Mapped[UUID | None]
     target_kind: Mapped[str]
     target_ref: Mapped[str]
@@ -203,12 +233,15 @@ class RingDeployment(Base):
     failure_count: Mapped[int] = mapped_column(server_default=text("0"))
     unreachable_count: Mapped[int] = mapped_column(server_default=text("0"))
     late_count: Mapped[int] = mapped_column(server_default=text("0"))
+    reserved: Mapped[int] = mapped_column(server_default=text("0"))
     success_rate: Mapped[float | None] = mapped_column(
         Double, Computed("success_count::double precision / NULLIF(targeted, 0)", persisted=True)
     )
     external_id: Mapped[str | None]
     verdict: Mapped[str | None]
     gate_report: Mapped[Json | None]
+    override: Mapped[Json | None]
+    retry_until: Mapped[Instant | None]
     error: Mapped[Json | None]
     soak_elapsed: Mapped[timedelta] = mapped_column(server_default=text("'0'"))
     waited: Mapped[timedelta] = mapped_column(server_default=text("'0'"))

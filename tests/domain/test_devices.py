@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState, Member
 from app.domain import deployments, devices
-from app.domain.gates import DEMO, STANDARD, GatePolicy
+from app.domain.policies import DEMO, STANDARD, GatePolicy
 from app.models import Connectivity, Deployment, DeviceResult, DeviceState, RingDeployment
 from tests.factories import NOON, make_deployment
 

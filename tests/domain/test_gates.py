@@ -2,14 +2,17 @@
 """The truth table of the gates, as a table and as properties."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.gates import DEMO, STANDARD, Counts, Gate, GatePolicy, Verdict, judge, load_policy
+from app.domain.gates import OPEN, UNMET, Counts, Gate, Measure, Verdict, judge, wilson_lower_bound
+from app.domain.policies import DEMO, STANDARD, GatePolicy, load_policy
 from app.errors import Invalid
 from app.models import Connectivity, Ring
 
@@ -17,41 +20,41 @@ GATE = Gate(min_success_rate=0.98, max_failure_rate=0.02, soak=timedelta(hours=4
 SOAKED, FRESH = timedelta(hours=48), timedelta(0)
 
 
-@pytest.mark.parametrize(
-    ("counts", "soaked", "verdict", "reason"),
-    [
-        (Counts(0), SOAKED, Verdict.INCONCLUSIVE, "empty_target"),
-        (Counts(100, 97, 3), SOAKED, Verdict.ROLL_BACK, None),
-        (Counts(100, 0, 3), FRESH, Verdict.ROLL_BACK, None),
-        (Counts(100, 98, 2), SOAKED, Verdict.PROMOTE, None),
-        (Counts(100, 98, 2), FRESH, Verdict.HOLD, "soak"),
-        (Counts(100, 98, 0, 2), SOAKED, Verdict.PROMOTE, None),
-        (Counts(100, 97, 0, 3), SOAKED, Verdict.HOLD, None),
-        (Counts(100, 0), SOAKED, Verdict.HOLD, None),
-        (Counts(100, 100), SOAKED, Verdict.PROMOTE, None),
-        (Counts(1, 1), SOAKED, Verdict.PROMOTE, None),
-        (Counts(1, 0, 1), FRESH, Verdict.ROLL_BACK, None),
-    ],
-    ids=[
-        "nothing targeted proves nothing",
-        "failures over the limit go back although most succeeded",
-        "failures over the limit go back before anybody else reported",
-        "at both limits it promotes after the soak",
-        "at both limits it waits for the soak",
-        "unreachable devices are not failures",
-        "success is a share of all targeted, not of those that answered",
-        "nobody reported yet",
-        "all succeeded",
-        "one device is enough",
-        "one device that failed is too many",
-    ],
-)
-def test_a_gate_decides_by_the_published_table(
-    counts: Counts, soaked: timedelta, verdict: Verdict, reason: str | None
-) -> None:
-    judgement = judge(counts, GATE, soaked=soaked)
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "gates.md"
 
-    assert (judgement.verdict, judgement.reason) == (verdict, reason)
+
+def truth_table() -> list[dict[str, str]]:
+    """The rows of the published table."""
+    lines = DOCUMENT.read_text(encoding="utf-8").split("## The truth table")[1].split("##")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def gate_of(row: dict[str, str]) -> Gate:
+    own: dict[str, Any] = dict(pair.split("=") for pair in row["gate"].split())
+    dry_run = frozenset({Measure(own.pop("dry_run"))}) if "dry_run" in own else frozenset()
+    own = {name: int(value) if name == "min_reported" else float(value) for name, value in own.items()}
+    return replace(GATE, dry_run=dry_run, **own)
+
+
+@pytest.mark.parametrize("row", truth_table(), ids=lambda row: row["because"])
+def test_a_gate_decides_by_the_published_table(row: dict[str, str]) -> None:
+    numbers = {name: int(row[name]) for name in ("targeted", "succeeded", "failed", "unreachable")}
+    reversible = {"-": None, "yes": True, "no": False}[row["way back"]]
+
+    judgement = judge(
+        Counts(**numbers), gate_of(row), soaked=SOAKED if row["soaked"] == "yes" else FRESH, reversible=reversible
+    )
+
+    assert (judgement.verdict.value, judgement.reason or "") == (row["verdict"], row["reason"])
+
+
+def test_the_published_table_shows_each_verdict_and_each_reason() -> None:
+    table = truth_table()
+
+    assert {row["verdict"] for row in table} == {verdict.value for verdict in Verdict}
+    reasons = {reason for _, reason in [*UNMET.values(), *OPEN.values()]} - {None}
+    assert {row["reason"] for row in table} - {""} == reasons | {"empty_target"}
 
 
 def test_a_ring_that_finished_below_its_success_threshold_needs_a_person() -> None:
@@ -88,10 +91,30 @@ def test_every_criterion_shows_threshold_and_measured_value() -> None:
 
     assert {c.name: (c.threshold, c.measured, c.passed) for c in judgement.criteria} == {
         "failure_rate": (0.02, 0.025, False),
-        "success_rate": (0.98, 0.95, False),
         "min_reported": (1, 195, True),
+        "coverage": (0.0, 0.975, True),
+        "success_rate": (0.98, 0.95, False),
         "soak": (172800.0, 0.0, False),
     }
+
+
+@pytest.mark.parametrize(
+    ("succeeded", "sample", "confidence", "bound"),
+    [(10, 10, 0.95, 0.787), (200, 200, 0.95, 0.9867), (0, 10, 0.95, 0.0), (81, 263, 0.975, 0.2553)],
+)
+def test_the_lower_bound_is_wilsons(succeeded: int, sample: int, confidence: float, bound: float) -> None:
+    """The last is the example of Newcombe, Statistics in Medicine 17 (1998), 857, for 95 % two-sided."""
+    assert wilson_lower_bound(succeeded, sample, confidence) == pytest.approx(bound, abs=0.0005)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
+def test_the_bound_is_never_above_the_rate_and_falls_with_confidence(
+    sample: tuple[int, int], confidence: float
+) -> None:
+    bound = wilson_lower_bound(*sample, confidence)
+
+    assert 0 <= bound <= sample[0] / sample[1] + 1e-12
+    assert wilson_lower_bound(*sample, min(0.9999, confidence + 0.0005)) <= bound + 1e-12
 
 
 @st.composite

@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 from app.connectors.contract import PackageKind, Plane, Target, TargetKind
 from app.connectors.packages import PACKAGE
 from app.domain import deployments, intents
-from app.domain.gates import STANDARD
 from app.domain.intents import GateNumbers
+from app.domain.policies import STANDARD
 from app.errors import ActiveDeploymentExists, IdempotencyKeyReused, Invalid, PlaneNotConfigured, TargetNotSet
 from app.models import Base, Deployment, DeploymentStatus, Event, Operation, Ring, RingDeployment, new_id
 from app.runtime import Runtime

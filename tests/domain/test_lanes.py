@@ -9,11 +9,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState, Member, Plane, Target, TargetKind
-from app.domain import deployments, devices, effects, lanes
-from app.domain.deployments import Override
-from app.domain.gates import STANDARD
+from app.domain import deployments, devices, effects, lanes, measurements, promotion, pushes
+from app.domain.facts import Code
 from app.domain.intents import GateNumbers
-from app.domain.lanes import Push
+from app.domain.policies import STANDARD
+from app.domain.promotion import Override
+from app.domain.pushes import Push
 from app.errors import IllegalTransition, Invalid
 from app.models import (
     Deployment,
@@ -34,14 +35,14 @@ async def push(
     session: AsyncSession, lane: RingDeployment, *names: str, now: datetime = NOON, external_id: str = "app-1"
 ) -> None:
     """Everything a push job writes, for a target of these devices."""
-    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=now)
+    begun = await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=now)
     assert isinstance(begun, Push)
     for step in begun.steps.values():
         await effects.sent(session, step.id, operation_id=await operation_of(session, lane), now=now)
         await effects.confirmed(session, step.id, external_id=external_id, now=now)
     await devices.store_members(session, lane.id, [Member(name, name, now) for name in names], now=now)
-    if await lanes.targeted(session, lane.id, now=now):
-        await lanes.confirm_push(session, lane.id, external_id=external_id, now=now)
+    if await pushes.targeted(session, lane.id, now=now):
+        await pushes.confirm_push(session, lane.id, external_id=external_id, now=now)
 
 
 async def operation_of(session: AsyncSession, lane: RingDeployment) -> UUID:
@@ -54,11 +55,11 @@ async def measure(
     session: AsyncSession, lane: RingDeployment, state: InstallState, *names: str, now: datetime
 ) -> timedelta | None:
     """Everything a measuring job writes; when it would measure again."""
-    if await lanes.begin_measure(session, lane.id) is None:
+    if await measurements.begin_measure(session, lane.id) is None:
         return None
     reports = [DeviceReport(name, name, state) for name in names]
-    await lanes.store_reports(session, lane.id, reports, now=now)
-    return await lanes.finish_measure(session, lane.id, now=now)
+    await measurements.store_reports(session, lane.id, reports, now=now)
+    return await measurements.finish_measure(session, lane.id, now=now)
 
 
 async def reload(session: AsyncSession, deployment: Deployment) -> Deployment:
@@ -180,8 +181,8 @@ async def test_promoting_an_empty_ring_needs_a_reason(session: AsyncSession) -> 
     await push(session, deployment.lanes[0])
 
     with pytest.raises(Invalid, match="reason"):
-        await deployments.promote(session, deployment.id, actor="bob", now=NOON)
-    promoted, operation_id = await deployments.promote(
+        await promotion.promote(session, deployment.id, actor="bob", now=NOON)
+    promoted, operation_id = await promotion.promote(
         session, deployment.id, actor="bob", now=NOON, reason="no lab"
     )
 
@@ -210,9 +211,9 @@ async def test_manual_promotion_waits_for_a_person_and_a_repeat_changes_nothing(
     await pass_ring(session, deployment, Ring.LAB, NOON)
     assert (await reload(session, deployment)).lanes[1].operation_id is None
 
-    first, started = await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+    first, started = await promotion.promote(session, deployment.id, actor="bob", now=NOON)
     version = first.version
-    second, again = await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+    second, again = await promotion.promote(session, deployment.id, actor="bob", now=NOON)
 
     assert started is not None
     assert (again, second.version) == (started, version)
@@ -223,7 +224,7 @@ async def test_a_lane_at_work_cannot_be_promoted(session: AsyncSession) -> None:
     await push(session, deployment.lanes[0], "a")
 
     with pytest.raises(IllegalTransition, match="MEASURING"):
-        await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+        await promotion.promote(session, deployment.id, actor="bob", now=NOON)
 
 
 async def test_a_held_lane_is_promoted_only_by_an_override_that_names_reason_and_expiry(
@@ -238,13 +239,11 @@ async def test_a_held_lane_is_promoted_only_by_an_override_that_names_reason_and
     assert lane.status is LaneStatus.HELD
 
     with pytest.raises(Invalid, match="override"):
-        await deployments.promote(session, deployment.id, actor="bob", now=NOON)
+        await promotion.promote(session, deployment.id, actor="bob", now=NOON)
     with pytest.raises(Invalid, match="expired"):
-        await deployments.promote(
-            session, deployment.id, actor="bob", now=NOON, override=Override("ok", NOON)
-        )
+        await promotion.promote(session, deployment.id, actor="bob", now=NOON, override=Override("ok", NOON))
     override = Override("known bad device", NOON + timedelta(days=1))
-    await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=override)
+    await promotion.promote(session, deployment.id, actor="bob", now=NOON, override=override)
 
     told = await session.scalar(select(Event.after).filter_by(type="lane.promoted"))
     assert told is not None
@@ -267,9 +266,9 @@ async def test_a_paused_deployment_pushes_nothing_and_looks_again(session: Async
     locked = await deployments.lock(session, deployment.id)
     await deployments.set_paused(session, locked, paused=True, actor="bob", now=NOON, reason=None)
 
-    begun = await lanes.begin_push(session, deployment.lanes[0].id, new_id(), now=NOON)
+    begun = await pushes.begin_push(session, deployment.lanes[0].id, new_id(), now=NOON)
 
-    assert begun == lanes.LOOK_AGAIN
+    assert begun == pushes.Held("paused", pushes.LOOK_AGAIN)
 
 
 async def test_a_repeated_push_finds_the_effects_it_planned(session: AsyncSession) -> None:
@@ -277,8 +276,8 @@ async def test_a_repeated_push_finds_the_effects_it_planned(session: AsyncSessio
     lane = deployment.lanes[0]
     operation_id = await operation_of(session, lane)
 
-    first = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
-    second = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+    first = await pushes.begin_push(session, lane.id, operation_id, now=NOON)
+    second = await pushes.begin_push(session, lane.id, operation_id, now=NOON)
 
     assert isinstance(first, Push)
     assert isinstance(second, Push)
@@ -296,8 +295,8 @@ async def test_setting_a_target_lets_an_empty_ring_go_on(session: AsyncSession) 
     await push(session, lane)
 
     target = Target(TargetKind.GROUP, "another-group")
-    started = await lanes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON)
-    begun = await lanes.begin_push(session, lane.id, started[0], now=NOON)
+    started = await pushes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON)
+    begun = await pushes.begin_push(session, lane.id, started[0], now=NOON)
 
     assert isinstance(begun, Push)
     assert begun.target == target
@@ -311,20 +310,20 @@ async def test_setting_a_target_moves_no_ring_that_has_devices(session: AsyncSes
 
     target = Target(TargetKind.GROUP, "another-group")
 
-    assert await lanes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON) == []
+    assert await pushes.retarget(session, "intune", Ring.LAB, target, actor="bob", now=NOON) == []
 
 
 async def test_time_waited_before_the_push_shortens_no_deadline_after_it(session: AsyncSession) -> None:
     deployment = await make_deployment(session)
     lane = deployment.lanes[0]
-    await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
     await lanes.wait_for_plane(session, lane.id, error={"code": "circuit_open"}, now=NOON)
     later = NOON + timedelta(hours=5)
 
-    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=later)
+    begun = await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=later)
     assert isinstance(begun, Push)
     assert (begun.waits, lane.status) == (True, LaneStatus.WAITING_PLANE)
-    await lanes.resume_push(session, lane.id, now=later)
+    await pushes.resume_push(session, lane.id, now=later)
     await push(session, lane, "a", now=later)
 
     assert (lane.status, lane.waited) == (LaneStatus.MEASURING, timedelta(0))
@@ -336,7 +335,7 @@ async def test_a_plane_that_stays_away_is_told_once(session: AsyncSession) -> No
     await push(session, lane, "a")
 
     for minute in range(1, 4):
-        assert await lanes.begin_measure(session, lane.id) is not None
+        assert await measurements.begin_measure(session, lane.id) is not None
         at = NOON + timedelta(minutes=minute)
         await lanes.wait_for_plane(session, lane.id, error={"code": "circuit_open"}, now=at)
 
@@ -347,10 +346,10 @@ async def test_a_plane_that_stays_away_is_told_once(session: AsyncSession) -> No
 async def test_a_held_lane_that_was_never_pushed_cannot_be_promoted_past(session: AsyncSession) -> None:
     deployment = await make_deployment(session)
     lane = deployment.lanes[0]
-    await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
-    await lanes.hold(session, deployment, lane, "gate_not_met", now=NOON)
+    await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    await lanes.hold(session, deployment, lane, Code.GATE_NOT_MET, now=NOON)
 
     override = Override("go on", NOON + timedelta(days=1))
 
     with pytest.raises(IllegalTransition, match="never pushed"):
-        await deployments.promote(session, deployment.id, actor="bob", now=NOON, override=override)
+        await promotion.promote(session, deployment.id, actor="bob", now=NOON, override=override)

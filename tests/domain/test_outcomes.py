@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import InstallState, Plane
-from app.domain import deployments, events, lanes, leases, operations, outcomes, rollback
+from app.domain import deployments, events, leases, operations, outcomes, pushes, rollback
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring
 from tests.domain.test_lanes import measure, operation_of, push
@@ -162,7 +162,7 @@ async def test_a_push_taken_up_again_still_waits_for_its_start(session: AsyncSes
     revived = await operations.revive(session, deployment.operation_id, revived=outcomes.operation_revived)
 
     assert (revived.run_after, revived.deadline) == (start, start + timedelta(hours=24))
-    early = await lanes.begin_push(
+    early = await pushes.begin_push(
         session, deployment.lanes[0].id, revived.id, now=start - timedelta(hours=1)
     )
-    assert early == timedelta(hours=1)
+    assert early == pushes.Held("not_before", timedelta(hours=1))

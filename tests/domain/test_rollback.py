@@ -10,9 +10,19 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, InstallState, Plane
-from app.domain import deployments, effects, lanes, leases, operations, outcomes, rollback
-from app.domain.lanes import Push
+from app.domain import (
+    deployments,
+    effects,
+    leases,
+    measurements,
+    operations,
+    outcomes,
+    pushes,
+    rollback,
+)
 from app.domain.operations import Failure
+from app.domain.pushes import Push
+from app.domain.rollback import Progress
 from app.errors import IllegalTransition
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, Ring, new_id
 from app.runtime import Runtime
@@ -20,6 +30,7 @@ from tests.domain.test_lanes import S, measure, operation_of, pass_ring, push, r
 from tests.factories import FACTORS, NOON, make_deployment
 from tests.waiting import eventually
 
+TAKEN_BACK = Progress(None, complete=True)
 REFUSED = Failure("permanent", "permanent", "the plane refused it", "intune")
 
 
@@ -31,9 +42,9 @@ async def test_a_rollback_goes_from_the_newest_ring_to_the_oldest_and_ends(sessi
 
     await rollback.begin(session, deployment.id, actor="bob", now=NOON, reason="bad feedback")
     assert await open_rollbacks(session) == [str(canary.id)]
-    await rollback.finish_lane(session, canary.id, deployment_id=deployment.id, complete=True, now=NOON)
+    await rollback.finish_lane(session, canary.id, TAKEN_BACK, deployment_id=deployment.id, now=NOON)
     assert str(lab.id) in await open_rollbacks(session)
-    await rollback.finish_lane(session, lab.id, deployment_id=deployment.id, complete=True, now=NOON)
+    await rollback.finish_lane(session, lab.id, TAKEN_BACK, deployment_id=deployment.id, now=NOON)
 
     assert (await reload(session, deployment)).status is DeploymentStatus.ROLLED_BACK
 
@@ -62,14 +73,14 @@ async def test_a_push_after_a_rollback_began_does_nothing(session: AsyncSession)
     await push(session, lane, "a")
     await rollback.begin(session, deployment.id, actor="bob", now=NOON)
 
-    assert await lanes.begin_push(session, lane.id, new_id(), now=NOON) is None
-    assert await lanes.begin_measure(session, lane.id) is None
+    assert await pushes.begin_push(session, lane.id, new_id(), now=NOON) is None
+    assert await measurements.begin_measure(session, lane.id) is None
 
 
 async def test_a_lane_whose_assignment_never_left_is_cancelled_not_rolled_back(session: AsyncSession) -> None:
     deployment = await make_deployment(session)
     lane = deployment.lanes[0]
-    begun = await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    begun = await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
     assert isinstance(begun, Push)
 
     await rollback.begin(session, deployment.id, actor="bob", now=NOON)
@@ -83,7 +94,7 @@ async def test_an_assignment_whose_answer_was_lost_counts_as_touched(session: As
     deployment = await make_deployment(session)
     lane = deployment.lanes[0]
     operation_id = await operation_of(session, lane)
-    begun = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+    begun = await pushes.begin_push(session, lane.id, operation_id, now=NOON)
     assert isinstance(begun, Push)
     published, assigned = begun.steps[Action.PUBLISH], begun.steps[Action.ASSIGN]
     await effects.confirmed(session, published.id, external_id="app-9", now=NOON)
@@ -153,7 +164,7 @@ async def test_a_rollback_that_failed_may_be_begun_again_and_goes_on_where_it_wa
     assert again.status is DeploymentStatus.ROLLING_BACK
     assert second not in {None, operation_id}
     for lane in reversed(again.lanes):
-        await rollback.finish_lane(session, lane.id, deployment_id=again.id, complete=True, now=NOON)
+        await rollback.finish_lane(session, lane.id, TAKEN_BACK, deployment_id=again.id, now=NOON)
     assert (await reload(session, deployment)).status is DeploymentStatus.ROLLED_BACK
 
 
@@ -163,7 +174,7 @@ async def test_one_plane_that_gives_up_does_not_undo_what_another_took_back(sess
     intune, jamf = deployments.ring_lanes(deployment, Ring.CANARY)
     await fail(session, intune.operation_id)
 
-    await rollback.finish_lane(session, jamf.id, deployment_id=deployment.id, complete=True, now=NOON)
+    await rollback.finish_lane(session, jamf.id, TAKEN_BACK, deployment_id=deployment.id, now=NOON)
 
     assert (intune.status, jamf.status) == (LaneStatus.FAILED, LaneStatus.ROLLED_BACK)
     assert deployment.status is DeploymentStatus.FAILED
@@ -207,13 +218,13 @@ async def test_forward_work_of_what_is_taken_back_is_not_taken_up_again(
 async def test_nothing_of_a_push_leaves_once_the_rollback_has_begun(session: AsyncSession) -> None:
     deployment = await make_deployment(session)
     lane = deployment.lanes[0]
-    await lanes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
-    assert await lanes.permit_push(session, deployment.id) is None
+    await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON)
+    assert await pushes.permit_push(session, lane.id, Action.ASSIGN, now=NOON) is None
 
     await rollback.begin(session, deployment.id, actor="bob", now=NOON)
 
     with pytest.raises(IllegalTransition, match="ROLLED_BACK"):
-        await lanes.permit_push(session, deployment.id)
+        await pushes.permit_push(session, lane.id, Action.ASSIGN, now=NOON)
 
 
 async def test_a_rollback_waits_for_a_change_that_is_about_to_leave_and_then_takes_it_back(
@@ -223,7 +234,7 @@ async def test_a_rollback_waits_for_a_change_that_is_about_to_leave_and_then_tak
         deployment = await make_deployment(session)
         lane = deployment.lanes[0]
         operation_id = await operation_of(session, lane)
-        begun = await lanes.begin_push(session, lane.id, operation_id, now=NOON)
+        begun = await pushes.begin_push(session, lane.id, operation_id, now=NOON)
     assert isinstance(begun, Push)
 
     async def take_back() -> Deployment:
@@ -231,7 +242,7 @@ async def test_a_rollback_waits_for_a_change_that_is_about_to_leave_and_then_tak
             return (await rollback.begin(session, deployment.id, actor="bob", now=NOON))[0]
 
     async with runtime.transaction() as session:
-        await lanes.permit_push(session, deployment.id)
+        await pushes.permit_push(session, lane.id, Action.ASSIGN, now=NOON)
         await effects.sent(session, begun.steps[Action.ASSIGN].id, operation_id=operation_id, now=NOON)
         rolling = asyncio.create_task(take_back())
         await waits_for_lock(runtime)

@@ -54,6 +54,7 @@ MANIFEST = Manifest(
     package_kinds=frozenset({PackageKind.WIN32, PackageKind.MSI}),
     target_kinds=frozenset({TargetKind.GROUP}),
     cannot={Capability.RETRY: "a device tries again by itself, at times of its own"},
+    retries_itself=True,
     max_concurrency=8,
     sources=(
         "Microsoft Graph v1.0 CSDL (cleanMetadata.xml, 2026-08-20)",

@@ -52,6 +52,7 @@ MANIFEST = Manifest(
         Capability.UPLOAD: "content is distributed by the operator, to the distribution points",
         Capability.RETRY: "a client tries again by a schedule of its own",
     },
+    retries_itself=True,
     max_concurrency=4,
     sources=(
         "Microsoft memdocs, configmgr/develop/adminservice",

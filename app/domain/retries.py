@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another try for what failed: pushes that ended, measurements that stopped, and devices, within a budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Action, App, Assignment, Capability, Manifest, Plane
+from app.domain import (
+    deployments,
+    devices,
+    effects,
+    events,
+    lanes,
+    operations,
+    outcomes,
+    rollback,
+    rollout,
+    signatures,
+)
+from app.domain.applications import application, plane_of, target_of
+from app.domain.budgets import Limits
+from app.domain.effects import Planned
+from app.domain.operations import OperationKind, Subject
+from app.domain.rollout import Command
+from app.errors import IllegalTransition, Invalid, RetryBudgetSpent, RetryUnavailable
+from app.models import Connectivity, Deployment, LaneStatus, RingDeployment
+
+STUCK = frozenset({LaneStatus.HELD, LaneStatus.FAILED})
+
+
+async def retry(
+    session: AsyncSession,
+    deployment_id: UUID,
+    *,
+    manifests: Mapping[Plane, Manifest],
+    limits: Limits,
+    actor: str,
+    now: datetime,
+    reason: str | None = None,
+    reset_budget: bool = False,
+    version: int | None = None,
+) -> tuple[Deployment, UUID | None]:
+    """Push again what failed, and only that; the deployment and the first operation that this started.
+
+    A lane whose push or measuring ended goes on there. Of a lane that stopped at its gate the failed devices
+    try again, where the plane can do that. ``reset_budget`` gives the one fresh budget, for a ``reason``.
+
+    Raises:
+        NotFound, VersionMismatch: as ``deployments.lock``.
+        IllegalTransition: nothing has failed, or nothing is tried again in the state the deployment is in.
+        RetryBudgetSpent: so many devices were tried again already; names the commonest cause.
+        RetryUnavailable: the plane has no way to try a device again.
+        Invalid: a budget is reset without a reason, or a second time.
+        ActiveDeploymentExists: another deployment of the application is active meanwhile.
+    """
+    deployment = await deployments.lock(session, deployment_id, version=version)
+    rollout.holds_already(Command.RETRY, deployment.status)
+    stuck = [lane for lane in deployment.lanes if lane.status in STUCK]
+    if not stuck:
+        raise IllegalTransition(
+            f"the deployment is {deployment.status.value} and nothing of it has failed",
+            status=deployment.status.value,
+        )
+    if reset_budget:
+        await _reset(session, deployment, actor=actor, now=now, reason=reason)
+    ended = [lane for lane in stuck if await _has_ended(session, lane)]
+    failed = [lane for lane in stuck if lane not in ended and lane.failure_count]
+    if not ended and not failed:
+        raise IllegalTransition("no device of a held lane has failed", status=deployment.status.value)
+    _check_planes(failed, manifests)
+    await _spend(session, deployment, failed, limits=limits)
+    told = {"reason": reason, "devices": sum(lane.failure_count for lane in failed)}
+    events.record(session, deployment, "deployment.retried", actor=actor, now=now, after=told)
+    started = [await _revive(session, lane) for lane in ended]
+    for lane in failed:
+        can = manifests[Plane(lane.plane)].can(Capability.RETRY)
+        started.append(await _try_again(session, deployment, lane, asks=can, now=now))
+    return deployment, started[0]
+
+
+async def _has_ended(session: AsyncSession, lane: RingDeployment) -> bool:
+    """Whether it is the lane's operation that stopped, and not its gate."""
+    if lane.operation_id is None:
+        return False
+    operation = await operations.get(session, lane.operation_id)
+    return operation.status in operations.REVIVABLE
+
+
+async def _revive(session: AsyncSession, lane: RingDeployment) -> UUID:
+    assert lane.operation_id is not None  # it has ended
+    revived = outcomes.operation_revived
+    return (await operations.revive(session, lane.operation_id, revived=revived)).id
+
+
+def _check_planes(failed: Sequence[RingDeployment], manifests: Mapping[Plane, Manifest]) -> None:
+    for lane in failed:
+        manifest = manifests.get(Plane(lane.plane))
+        if manifest is None:
+            raise RetryUnavailable(f"{lane.plane} is not configured here")
+        if not manifest.can(Capability.RETRY) and not manifest.retries_itself:
+            why = manifest.cannot[Capability.RETRY]
+            raise RetryUnavailable(f"{lane.plane} cannot try {lane.ring.value}'s devices again: {why}")
+
+
+async def _reset(
+    session: AsyncSession, deployment: Deployment, *, actor: str, now: datetime, reason: str | None
+) -> None:
+    if reason is None:
+        raise Invalid("a fresh retry budget needs a reason")
+    if deployment.retries_reset:
+        raise Invalid("the one fresh retry budget was given already")
+    before = {"retries_used": deployment.retries_used}
+    deployment.retries_used, deployment.retries_reset = 0, True
+    deployments.touch(deployment, now)
+    told: dict[str, Mapping[str, object]] = {"before": before, "after": {"retries_used": 0, "reason": reason}}
+    events.record(session, deployment, "retry_budget.reset", actor=actor, now=now, **told)
+
+
+async def _spend(
+    session: AsyncSession, deployment: Deployment, failed: Sequence[RingDeployment], *, limits: Limits
+) -> None:
+    wanted = sum(lane.failure_count for lane in failed)
+    budget = limits.retries(sum(lane.targeted for lane in deployment.lanes))
+    if deployment.retries_used + wanted > budget:
+        causes = await signatures.of_failures(session, deployment.id)
+        because = f"; {causes[0]}" if causes else ""
+        used = deployment.retries_used
+        detail = f"{used} of {budget} devices were tried again, and {wanted} would be{because}"
+        raise RetryBudgetSpent(detail, used=used, budget=budget)
+    deployment.retries_used += wanted
+
+
+async def _try_again(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, asks: bool, now: datetime
+) -> UUID:
+    """Have the failed devices try once more: ask the plane, or wait where they do so by themselves."""
+    kind = OperationKind.RETRY_DEVICES if asks else OperationKind.MEASURE_RING
+    if not asks:
+        await reopen(session, deployment, lane, now=now)
+    lane.operation_id = await operations.enqueue(
+        session,
+        kind,
+        subject=Subject("lane", str(lane.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+    )
+    await session.flush()
+    return lane.operation_id
+
+
+async def reopen(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
+) -> None:
+    """Measure a held lane again: it soaks anew, and failed devices have as long as one that is online."""
+    policy = deployments.policy_of(deployment)
+    lane.retry_until = now + policy.connectivity[Connectivity.ONLINE]
+    lane.pushed_at, lane.measured_at = now, now
+    lane.soak_elapsed, lane.waited = timedelta(0), timedelta(0)
+    lane.finished_at, lane.verdict = None, None
+    await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What to ask of which plane: ``assignment`` is what was made before."""
+
+    lane_id: UUID
+    deployment_id: UUID
+    plane: Plane
+    app: App
+    assignment: Assignment
+    step: Planned
+
+
+async def begin(session: AsyncSession, lane_id: UUID, operation_id: UUID) -> Again | None:
+    """What a lane's retry asks; None if the lane is not held any more. Locks the deployment."""
+    deployment, lane = await lanes.lock_lane(session, lane_id)
+    if lane.status is not LaneStatus.HELD or deployment.status not in lanes.PUSHING:
+        return None
+    made = await effects.find_newest(session, lane, Action.ASSIGN)
+    step = await effects.plan_turn(session, lane, Action.ASSIGN, operation_id)
+    app = application(deployment, await plane_of(session, lane))
+    assignment = Assignment(
+        step.key,
+        app,
+        lane.external_id or await rollback.published_id(session, lane),
+        target_of(lane),
+        made_id=made.external_id,
+        made_at=made.settled_at,
+        baseline=made.baseline,
+    )
+    return Again(lane_id, deployment.id, Plane(lane.plane), app, assignment, step)
+
+
+async def confirm(session: AsyncSession, lane_id: UUID, *, now: datetime) -> None:
+    """The plane tries them again: what they said before is over, and the lane is measured anew."""
+    deployment, lane = await lanes.lock_lane(session, lane_id)
+    if lane.status is not LaneStatus.HELD:
+        return
+    await devices.forget_failures(session, lane_id, now=now)
+    await session.refresh(lane)
+    await reopen(session, deployment, lane, now=now)
+    lane.operation_id = await operations.enqueue(
+        session,
+        OperationKind.MEASURE_RING,
+        subject=Subject("lane", str(lane.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+        delay=deployments.policy_of(deployment).measure_first,
+    )
+    await session.flush()
