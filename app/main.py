@@ -15,11 +15,16 @@ from starlette.middleware import Middleware
 
 from app import telemetry
 from app.api import (
+    approvals,
+    blockers,
     breakers,
+    commands,
     deployments,
     devices,
     effects,
     events,
+    freezes,
+    gates,
     health,
     intents,
     operations,
@@ -31,18 +36,25 @@ from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
 from app.api.problems import HANDLERS
 from app.api.reference import add_reference
-from app.runtime import check_settings, open_runtime, restore_orders
+from app.runtime import check_settings, keep_policy, open_runtime, restore_orders
 from app.settings import Settings
 
 VERSION = "0.1.0"
 PREFIX = "/api/v1"
+STARTING = 2.0
+"""Seconds for which a database that does not answer may keep the API from being there."""
 ROUTERS = (
     intents.router,
     deployments.router,
+    commands.router,
+    blockers.router,
+    gates.router,
     effects.router,
     devices.router,
     events.router,
     operations.router,
+    approvals.router,
+    freezes.router,
     targets.router,
     planes.router,
     breakers.router,
@@ -69,10 +81,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with open_runtime(settings, process="api") as runtime:
             app.state.service = service = Service(runtime)
             restoring = asyncio.create_task(restore_orders(runtime))
+            keeping = asyncio.create_task(keep_policy(runtime))
+            await asyncio.wait({keeping}, timeout=STARTING)
+            if keeping.done():
+                keeping.result()  # a policy that must not be in force ends the process
             try:
                 yield
             finally:
                 restoring.cancel()
+                keeping.cancel()
                 await service.streams.close()
 
     app = ControlPlane(

@@ -24,7 +24,7 @@ from app.connectors.contract import Connector, Plane
 from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.database import database_url, hurry, open_accept_engine, open_engine, reaching
-from app.domain import breakers
+from app.domain import breakers, policies
 from app.domain.budgets import Limits
 from app.domain.policies import GatePolicy, load_policy
 from app.doorbell import Doorbell
@@ -159,6 +159,25 @@ async def restore_orders(runtime: Runtime) -> None:
                 await runtime.breakers.give(order_of(event), only_if_new=True)
         except (CallError, SQLAlchemyError) as error:
             log.warning("orders_not_restored", error=repr(error))
+            await asyncio.sleep(RESTORE_AGAIN)
+        else:
+            return
+
+
+async def keep_policy(runtime: Runtime) -> None:
+    """Store the gate policy in force, so that what is decided under it can be explained later.
+
+    Tries until the database has answered once.
+
+    Raises:
+        Invalid: another policy is stored under its name and version.
+    """
+    while True:
+        try:
+            async with runtime.transaction() as session:
+                await policies.store(session, runtime.policy)
+        except (CallError, SQLAlchemyError) as error:
+            log.warning("policy_not_stored", error=repr(error))
             await asyncio.sleep(RESTORE_AGAIN)
         else:
             return

@@ -24,6 +24,8 @@ class Permission(StrEnum):
     GATE_OVERRIDE = "gate:override"
     OPERATION_COMMAND = "operation:command"
     TARGET_WRITE = "target:write"
+    FREEZE_WRITE = "freeze:write"
+    APPROVAL_DECIDE = "approval:decide"
     PLANE_CHECK = "plane:check"
     BREAKER_COMMAND = "breaker:command"
 
@@ -35,9 +37,14 @@ _PUBLISHER = _PACKAGER | {
     Permission.DEPLOYMENT_COMMAND,
     Permission.OPERATION_COMMAND,
     Permission.TARGET_WRITE,
+    Permission.FREEZE_WRITE,
     Permission.PLANE_CHECK,
 }
-_APPROVER = _VIEWER | {Permission.DEPLOYMENT_PROMOTE, Permission.GATE_OVERRIDE}
+_APPROVER = _VIEWER | {
+    Permission.DEPLOYMENT_PROMOTE,
+    Permission.GATE_OVERRIDE,
+    Permission.APPROVAL_DECIDE,
+}
 
 PERMISSIONS: Mapping[Role, frozenset[Permission]] = MappingProxyType(
     {

@@ -87,15 +87,16 @@ def pushing(job: Job, push: Push, action: Action) -> Permit:
 
 
 async def find_way_back(job: Job, connector: Connector, push: Push) -> None:
-    """Find out how the plane could take this back, before a device is touched: once, and again if it may end.
+    """Find out, before a device of a ring is touched, how the plane could take this back.
 
-    The version before may be removed from the plane at any time; a way to remove the new one stays.
+    A way to remove it is known from the start; the version before may go from the plane at any time.
     """
-    if push.way_back is WayBack.REMOVE or push.steps[Action.ASSIGN].state is not EffectState.PLANNED:
+    known = push.way_back is not None and push.rollback_version is None
+    if known or push.steps[Action.ASSIGN].state is not EffectState.PLANNED:
         return
     previous_id = push.ledger_version if connector.manifest.can(Capability.RETURN) else None
     if previous_id is None and push.rollback_version is not None:
-        previous_id = await connector.find_version(push.app, push.rollback_version)
+        previous_id = await connector.find_version(push.app_for(Action.ASSIGN), push.rollback_version)
     removable = why_it_stays(push.app.package) is None
     found = WayBack.RETURN if previous_id else WayBack.REMOVE if removable else WayBack.NONE
     async with job.transaction() as session:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deployments: submit, list, read with lanes, promote, roll back."""
+"""Deployments: list, read with lanes. Submitting is ``intents``', ordering ``commands``'."""
 
 from datetime import datetime
 from typing import Annotated
@@ -9,27 +9,24 @@ from fastapi import APIRouter, Path, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api.dependencies import CallDep, ExpectedVersion, RuntimeDep, SessionDep
+from app.api.dependencies import SessionDep
 from app.api.paging import CursorKey, Newest, Page, PageDep
 from app.api.routing import Route, requires
 from app.api.schema import (
-    Command,
     Count,
     Criticality,
-    Given,
     Instant,
     Label,
-    Reason,
+    Message,
     ResourceVersion,
     Shown,
     as_json,
     tagged,
 )
 from app.connectors.contract import Plane
-from app.domain import deployments, promotion, rollback
+from app.domain import deployments
 from app.domain.deployments import Filters
-from app.domain.promotion import Override
-from app.models import Deployment, DeploymentStatus, LaneStatus, Promotion, Ring
+from app.models import DeploymentStatus, LaneStatus, Promotion, Ring, WayBack
 from app.security import Permission
 
 router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=Route)
@@ -81,10 +78,15 @@ class DeploymentRead(Shown):
     start_at: datetime | None
     status: DeploymentStatus
     paused: bool
+    pause_reason: Message | None
     risk_score: Annotated[int, Field(ge=0, le=100)]
     risk_model: Label
     risk_breakdown: Annotated[list[RiskContribution], Field(max_length=100)]
     requires_cab_approval: bool
+    ways_back: Annotated[
+        dict[Plane, WayBack | None],
+        Field(max_length=len(Plane), description="How each plane can undo it; null until it was asked."),
+    ]
     gate_policy: Label
     version: ResourceVersion
     operation_id: UUID | None
@@ -93,23 +95,6 @@ class DeploymentRead(Shown):
     updated_at: datetime
     finished_at: datetime | None
     lanes: Annotated[list[LaneRead], Field(max_length=len(Ring) * len(Plane))]
-
-
-class OverrideGiven(Given):
-    """Why a gate that was not passed is passed over, and until when that holds."""
-
-    reason: Reason
-    expires_at: Instant
-
-    def to_override(self) -> Override:
-        """The same in the domain's words."""
-        return Override(self.reason, self.expires_at)
-
-
-class PromoteCommand(Command):
-    """Held lanes need an override, an empty ring a reason."""
-
-    override: OverrideGiven | None = None
 
 
 class DeploymentPage(Page[DeploymentRead]):
@@ -142,69 +127,3 @@ async def list_deployments(
 async def read_deployment(deployment_id: DeploymentId, session: SessionDep) -> Response:
     """Where the deployment and each of its lanes stand."""
     return tagged(DeploymentRead.model_validate(await deployments.get(session, deployment_id)))
-
-
-@router.post(
-    "/{deployment_id}/promote",
-    status_code=202,
-    response_model=DeploymentRead,
-    summary="Go on to the next ring by hand",
-)
-@requires(Permission.DEPLOYMENT_PROMOTE)
-async def promote_deployment(
-    *,
-    deployment_id: DeploymentId,
-    session: SessionDep,
-    runtime: RuntimeDep,
-    call: CallDep,
-    version: ExpectedVersion,
-    body: PromoteCommand | None = None,
-) -> Response:
-    """Leave the current ring. With an `override` this takes an approver, without one a publisher."""
-    given = body or PromoteCommand()
-    override = given.override.to_override() if given.override else None
-    call.require(Permission.GATE_OVERRIDE if override else Permission.DEPLOYMENT_COMMAND)
-    deployment, started = await promotion.promote(
-        session,
-        deployment_id,
-        actor=call.actor.name,
-        now=runtime.clock(),
-        reason=given.reason,
-        override=override,
-        version=version,
-    )
-    return commanded(deployment, started)
-
-
-@router.post(
-    "/{deployment_id}/rollback",
-    status_code=202,
-    response_model=DeploymentRead,
-    summary="Take a deployment back",
-)
-@requires(Permission.DEPLOYMENT_COMMAND)
-async def rollback_deployment(
-    *,
-    deployment_id: DeploymentId,
-    session: SessionDep,
-    runtime: RuntimeDep,
-    call: CallDep,
-    version: ExpectedVersion,
-    body: Command | None = None,
-) -> Response:
-    """Remove the version from every device it may have reached, newest ring first."""
-    deployment, started = await rollback.begin(
-        session,
-        deployment_id,
-        actor=call.actor.name,
-        now=runtime.clock(),
-        reason=body.reason if body else None,
-        version=version,
-    )
-    return commanded(deployment, started)
-
-
-def commanded(deployment: Deployment, started: UUID | None) -> Response:
-    """The deployment after a command, with the operation it started, if any."""
-    shown = DeploymentRead.model_validate(deployment)
-    return tagged(shown.model_copy(update={"operation_id": started}) if started else shown, 202)

@@ -53,8 +53,8 @@ class GateGiven(Given):
     confidence: Annotated[
         float | None,
         Field(
-            gt=0,
-            lt=1,
+            ge=0.5,
+            le=0.9999,
             strict=True,
             allow_inf_nan=False,
             description="At this confidence the success rate's lower bound (Wilson) must reach the minimum.",
@@ -212,10 +212,12 @@ def accepted(plan: Plan, submitted_by: str, now: datetime) -> StoredAnswer:
         "start_at": intent.start_at,
         "status": plan.status.value,
         "paused": False,
+        "pause_reason": None,
         "risk_score": plan.score.value,
         "risk_model": risk.MODEL,
         "risk_breakdown": plan.score.breakdown,
         "requires_cab_approval": plan.requires_cab_approval,
+        "ways_back": {plane.value: way for plane, way in sorted(plan.ways_back.items())},
         "gate_policy": f"{plan.policy.name}/{plan.policy.version}",
         "version": 1,
         "operation_id": plan.operation_id,

@@ -8,6 +8,9 @@ from app.api.examples import EXAMPLES
 DESCRIPTION = "Carries rollouts out, ring by ring, through the device managers a company already has."
 TAGS: list[dict[str, Any]] = [
     {"name": "deployments", "description": "Intents and what becomes of them."},
+    {"name": "approvals", "description": "What the change advisory board is asked and decides."},
+    {"name": "gates", "description": "What it takes to leave a ring."},
+    {"name": "freezes", "description": "When devices may be touched."},
     {"name": "operations", "description": "Durable work: what is done after an answer."},
     {"name": "targets", "description": "Which devices a ring means on a plane."},
     {"name": "planes", "description": "The device managers."},

@@ -43,6 +43,8 @@ Instant = Annotated[
 # No control characters, and no blanks around: two names that look the same are the same.
 NAME_FORM = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
 REASON_FORM = r"^[^\x00]+$"
+DIGEST_FORM = r"^[0-9a-f]{64}$"
+HOUR_FORM = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NAME_FORM)]
 Version = Annotated[str, Field(min_length=1, max_length=100, pattern=NAME_FORM)]
 Reason = Annotated[str, Field(min_length=1, max_length=2000, pattern=REASON_FORM)]

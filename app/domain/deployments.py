@@ -26,6 +26,7 @@ from app.models import (
 )
 
 RECENT = (Deployment.created_at.desc(), Deployment.id.desc())
+WHOLE = (selectinload(Deployment.lanes), selectinload(Deployment.deployment_planes))
 
 
 async def get(session: AsyncSession, deployment_id: UUID) -> Deployment:
@@ -34,7 +35,7 @@ async def get(session: AsyncSession, deployment_id: UUID) -> Deployment:
     Raises:
         NotFound: no such deployment.
     """
-    query = select(Deployment).where(Deployment.id == deployment_id).options(selectinload(Deployment.lanes))
+    query = select(Deployment).where(Deployment.id == deployment_id).options(*WHOLE)
     deployment = (await session.scalars(query.execution_options(populate_existing=True))).one_or_none()
     if deployment is None:
         raise NotFound(f"there is no deployment {deployment_id}")
@@ -82,7 +83,7 @@ async def page(
     session: AsyncSession, filters: Filters, *, before: tuple[datetime, UUID] | None = None, limit: int
 ) -> tuple[Sequence[Deployment], tuple[datetime, UUID] | None]:
     """Up to ``limit`` deployments with lanes, newest first, and the key to go on from, None at the end."""
-    query = select(Deployment).options(selectinload(Deployment.lanes)).order_by(*RECENT).limit(limit + 1)
+    query = select(Deployment).options(*WHOLE).order_by(*RECENT).limit(limit + 1)
     exact = {
         name: value
         for name in ("status", "app_name", "target_ring", "correlation_id")

@@ -180,6 +180,12 @@ def _criteria(
         yield row(Measure.ROLLBACK_POSSIBLE, 1.0, float(reversible), reversible)
 
 
+def asked(gate: Gate, *, in_lab: bool) -> list[tuple[Measure, float]]:
+    """What the gate looks at, with the thresholds."""
+    rows = _criteria(Counts(0), gate, timedelta(0), reversible=False if in_lab else None)
+    return [(row.name, row.threshold) for row in rows]
+
+
 def wilson_lower_bound(succeeded: int, sample: int, confidence: float) -> float:
     """The lower end of the one-sided Wilson score interval of a rate, 0..1, at ``confidence`` (0..1)."""
     z = NormalDist().inv_cdf(confidence)

@@ -19,7 +19,7 @@ from app.domain.idempotency import RequestKey, StoredAnswer
 from app.domain.operations import KINDS, OperationKind
 from app.domain.policies import GatePolicy
 from app.errors import ActiveDeploymentExists, FieldError, Invalid, PlaneNotConfigured, TargetNotSet
-from app.models import DeploymentStatus, Promotion, Ring, new_id
+from app.models import DeploymentStatus, Promotion, Ring, WayBack, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class PlannedLane:
 class Plan:
     """An intent with everything decided that can be decided before it is stored.
 
-    ``irreversible``: the planes of which it is certain already that they will have no way back.
+    ``ways_back``: None where a plane has to be asked.
     """
 
     id: UUID
@@ -107,7 +107,7 @@ class Plan:
     requires_cab_approval: bool
     status: DeploymentStatus
     lanes: tuple[PlannedLane, ...]
-    irreversible: tuple[str, ...] = ()
+    ways_back: Mapping[Plane, WayBack | None]
 
     @property
     def operation_id(self) -> UUID | None:
@@ -143,8 +143,9 @@ def plan(intent: Intent, around: Surroundings, *, correlation_id: UUID) -> Plan:
     own = {ring: numbers.over(around.policy.gates[ring]) for ring, numbers in intent.gates.items()}
     looser = any(gate.is_looser_than(around.policy.gates[ring]) for ring, gate in own.items())
     critical = factors["sbom_vulnerability"] >= risk.CRITICAL
-    stuck = tuple(plane.value for plane in intent.packages if is_stuck(intent, around.manifests[plane]))
-    asked = score.value > risk.CAB_ABOVE or intent.privileged or looser or critical or bool(stuck)
+    ways_back = {plane: way_back(intent, around.manifests[plane]) for plane in intent.packages}
+    stuck = WayBack.NONE in ways_back.values()
+    asked = score.value > risk.CAB_ABOVE or intent.privileged or looser or critical or stuck
     return Plan(
         id=new_id(),
         correlation_id=correlation_id,
@@ -153,16 +154,18 @@ def plan(intent: Intent, around: Surroundings, *, correlation_id: UUID) -> Plan:
         risk_factors=factors,
         policy=around.policy.with_gates(own) if own else around.policy,
         requires_cab_approval=asked,
-        irreversible=stuck,
+        ways_back=ways_back,
         status=DeploymentStatus.AWAITING_CAB if critical else DeploymentStatus.PENDING,
         lanes=tuple(planned_lanes(targets, starts=not critical)),
     )
 
 
-def is_stuck(intent: Intent, manifest: Manifest) -> bool:
-    """Whether it is certain already that the plane will have no way back."""
+def way_back(intent: Intent, manifest: Manifest) -> WayBack | None:
+    """What is certain already of the plane's way back; None where it has to be asked."""
+    if why_it_stays(intent.packages[manifest.plane]) is None:
+        return WayBack.REMOVE
     returns = intent.rollback_version is not None and manifest.can(Capability.RETURN)
-    return not returns and why_it_stays(intent.packages[manifest.plane]) is not None
+    return None if returns else WayBack.NONE
 
 
 def check_planes(intent: Intent, around: Surroundings) -> None:
@@ -248,8 +251,9 @@ WITH kept AS (
         $22::jsonb, $23, $24::jsonb, $25, $26::deployment_status, 1, $27, $28, $7, $7
     FROM kept
 ), planes AS (
-    INSERT INTO deployment_planes (deployment_id, plane, app_name, package)
-    SELECT $8, plane, $10, package FROM kept, unnest($12::text[], $29::jsonb[]) AS given (plane, package)
+    INSERT INTO deployment_planes (deployment_id, plane, app_name, package, way_back)
+    SELECT $8, given.plane, $10, given.package, given.way_back
+    FROM kept, unnest($12::text[], $29::jsonb[], $46::way_back[]) AS given (plane, package, way_back)
 ), lanes AS (
     INSERT INTO ring_deployments
         (id, deployment_id, ring, position, plane, target_kind, target_ref, operation_id)
@@ -368,7 +372,8 @@ def row(plan: Plan, *, actor: str, request: RequestKey, answer: StoredAnswer, no
         ),
         *(plan.request or (None, None)),
         approvals.wait(intent.criticality),
-        sorted(plan.irreversible),
+        sorted(plane for plane, way in plan.ways_back.items() if way is WayBack.NONE),
+        [way.value if way else None for way in plan.ways_back.values()],
     )
 
 

@@ -159,6 +159,11 @@ class Deployment(Base):
         lazy="raise", order_by="(RingDeployment.position, RingDeployment.plane)"
     )
 
+    @property
+    def ways_back(self) -> dict[str, WayBack | None]:
+        """How each plane can undo it, None where that is not known yet."""
+        return {plane.plane: plane.way_back for plane in self.deployment_planes}
+
 
 class DeploymentPlane(Base):
     """What one plane gets in a deployment; ``active`` keeps a second deployment of the application away.

@@ -105,7 +105,10 @@ class TestAdmission:
                 assert route.path is not None
                 needed = DECLARED[route.endpoint].permission
                 path = route.path.format(
-                    deployment_id=uuid4(), operation_id=uuid4(), plane="jamf", ring="LAB", service="nobody"
+                    **dict.fromkeys(("deployment_id", "operation_id", "approval_id", "freeze_id"), uuid4()),
+                    plane="jamf",
+                    ring="LAB",
+                    service="nobody",
                 )
                 method = next(iter(route.methods or ()))
                 response = await client.request(method, f"http://api.test{path}", headers=key())
@@ -396,5 +399,10 @@ def test_the_table_of_roles_is_the_published_one() -> None:
     assert new[Role.PACKAGER] == {Permission.DEPLOYMENT_CREATE}
     assert new[Role.PUBLISHER] > new[Role.PACKAGER]
     assert Permission.GATE_OVERRIDE not in new[Role.PUBLISHER]
-    assert new[Role.APPROVER] == {Permission.DEPLOYMENT_PROMOTE, Permission.GATE_OVERRIDE}
+    assert Permission.APPROVAL_DECIDE not in new[Role.PUBLISHER]
+    assert new[Role.APPROVER] == {
+        Permission.DEPLOYMENT_PROMOTE,
+        Permission.GATE_OVERRIDE,
+        Permission.APPROVAL_DECIDE,
+    }
     assert PERMISSIONS[Role.ADMIN] == set(Permission)

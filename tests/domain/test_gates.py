@@ -39,11 +39,14 @@ def gate_of(row: dict[str, str]) -> Gate:
 
 @pytest.mark.parametrize("row", truth_table(), ids=lambda row: row["because"])
 def test_a_gate_decides_by_the_published_table(row: dict[str, str]) -> None:
-    numbers = {name: int(row[name]) for name in ("targeted", "succeeded", "failed", "unreachable")}
+    counts = Counts(int(row["targeted"]), int(row["succeeded"]), int(row["failed"]), int(row["unreachable"]))
     reversible = {"-": None, "yes": True, "no": False}[row["way back"]]
 
     judgement = judge(
-        Counts(**numbers), gate_of(row), soaked=SOAKED if row["soaked"] == "yes" else FRESH, reversible=reversible
+        counts,
+        gate_of(row),
+        soaked=SOAKED if row["soaked"] == "yes" else FRESH,
+        reversible=reversible,
     )
 
     assert (judgement.verdict.value, judgement.reason or "") == (row["verdict"], row["reason"])
