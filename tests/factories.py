@@ -28,6 +28,18 @@ FACTORS: dict[str, float] = {
     "history": 0.1,
 }
 
+RISK_62: dict[str, float] = {
+    "privilege_impact": 1.0,
+    "supply_chain_trust": 0.8,
+    "sbom_vulnerability": 0.6,
+    "exploitability": 0.7,
+    "data_access": 0.5,
+    "operational_complexity": 0.3,
+    "history": 0.3,
+    "blast_radius": 0.3,
+}
+RISK_90: dict[str, float] = dict.fromkeys(RISK_62, 0.9)
+
 WIN32 = {
     "kind": "win32",
     "uri": "https://packages.example.com/firefox-143.0.1.intunewin",

@@ -127,9 +127,9 @@ async def _open(
     session: AsyncSession, approval_id: UUID, *, actor: str, version: int | None
 ) -> tuple[Deployment, Approval]:
     """The request with its deployment, both locked."""
-    deployment_id = (await approvals.get(session, approval_id)).deployment_id
-    deployment = await deployments.lock(session, deployment_id)
     approval = await approvals.get(session, approval_id)
+    deployment = await deployments.lock(session, approval.deployment_id)
+    await session.refresh(approval)
     if version is not None and approval.version != version:
         raise VersionMismatch(f"the approval is at version {approval.version}, not {version}")
     if actor.lower() == approval.submitted_by.lower():

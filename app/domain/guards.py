@@ -68,12 +68,8 @@ def critical_vulnerability(place: Place, facts: Facts) -> Blocker | None:
 @guards(Code.AWAITING_CAB)
 def awaiting_cab(place: Place, facts: Facts) -> Blocker | None:
     """PILOT and wider begin after the decision only."""
-    if not place.needs_board or facts.approved is not None:
+    if place.is_critical or not place.needs_board or facts.approved is not None:
         return None
-    decision = facts.decision
-    if decision is not None and decision.status is ApprovalStatus.EXPIRED:
-        when = "the request that ran out undecided is made again: resume the deployment"
-        return Blocker(Code.AWAITING_CAB, DEPLOYMENT, decision.expires_at, None, when, Who.PUBLISHER)
     return _by_the_board(Code.AWAITING_CAB, place, facts, "an approver approves it")
 
 
@@ -101,6 +97,9 @@ def irreversible(place: Place, facts: Facts) -> Blocker | None:
 
 def _by_the_board(code: Code, place: Place, facts: Facts, when: str, *, subject: str = DEPLOYMENT) -> Blocker:
     decision = facts.decision
+    if decision is not None and decision.status is ApprovalStatus.EXPIRED:
+        again = "the request that ran out undecided is made again: resume the deployment"
+        return Blocker(code, subject, decision.expires_at, None, again, Who.PUBLISHER)
     pending = decision if decision and decision.status is ApprovalStatus.PENDING else None
     since = pending.requested_at if pending else place.deployment.status_since
     expires = pending.expires_at if pending else None

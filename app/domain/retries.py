@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -59,7 +60,10 @@ async def retry(
     """
     deployment = await deployments.lock(session, deployment_id, version=version)
     rollout.holds_already(Command.RETRY, deployment.status)
-    stuck = [lane for lane in deployment.lanes if lane.status in STUCK]
+    works = {lane.id: await _work_of(session, lane) for lane in deployment.lanes if lane.status in STUCK}
+    stuck = [lane for lane in deployment.lanes if lane.id in works]
+    if asked := [lane.operation_id for lane in stuck if works[lane.id] is Work.UNDER_WAY]:
+        return deployment, asked[0]
     if not stuck:
         raise IllegalTransition(
             f"the deployment is {deployment.status.value} and nothing of it has failed",
@@ -67,7 +71,7 @@ async def retry(
         )
     if reset_budget:
         await _reset(session, deployment, actor=actor, now=now, reason=reason)
-    ended = [lane for lane in stuck if await _has_ended(session, lane)]
+    ended = [lane for lane in stuck if works[lane.id] is Work.ENDED]
     failed = [lane for lane in stuck if lane not in ended and lane.failure_count]
     if not ended and not failed:
         raise IllegalTransition("no device of a held lane has failed", status=deployment.status.value)
@@ -82,12 +86,22 @@ async def retry(
     return deployment, started[0]
 
 
-async def _has_ended(session: AsyncSession, lane: RingDeployment) -> bool:
-    """Whether it is the lane's operation that stopped, and not its gate."""
+class Work(Enum):
+    """What became of a stuck lane's operation: it stopped, a retry goes on, or it was the gate."""
+
+    ENDED = "ended"
+    UNDER_WAY = "under way"
+    DONE = "done"
+
+
+async def _work_of(session: AsyncSession, lane: RingDeployment) -> Work:
     if lane.operation_id is None:
-        return False
+        return Work.DONE
     operation = await operations.get(session, lane.operation_id)
-    return operation.status in operations.REVIVABLE
+    if operation.status in operations.REVIVABLE:
+        return Work.ENDED
+    retries_now = operation.kind == OperationKind.RETRY_DEVICES.value
+    return Work.UNDER_WAY if retries_now and operation.status not in operations.ENDED else Work.DONE
 
 
 async def _revive(session: AsyncSession, lane: RingDeployment) -> UUID:
@@ -137,10 +151,14 @@ async def _spend(
 async def _try_again(
     session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, asks: bool, now: datetime
 ) -> UUID:
-    """Have the failed devices try once more: ask the plane, or wait where they do so by themselves."""
+    """Have the failed devices try once more: ask the plane, or wait where they do so by themselves.
+
+    These may take as long as a device that is online.
+    """
     kind = OperationKind.RETRY_DEVICES if asks else OperationKind.MEASURE_RING
     if not asks:
         await reopen(session, deployment, lane, now=now)
+        lane.retry_until = now + deployments.policy_of(deployment).connectivity[Connectivity.ONLINE]
     lane.operation_id = await operations.enqueue(
         session,
         kind,
@@ -155,9 +173,7 @@ async def _try_again(
 async def reopen(
     session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
 ) -> None:
-    """Measure a held lane again: it soaks anew, and failed devices have as long as one that is online."""
-    policy = deployments.policy_of(deployment)
-    lane.retry_until = now + policy.connectivity[Connectivity.ONLINE]
+    """Measure a held lane again: its devices' deadlines and its soak begin anew."""
     lane.pushed_at, lane.measured_at = now, now
     lane.soak_elapsed, lane.waited = timedelta(0), timedelta(0)
     lane.finished_at, lane.verdict = None, None

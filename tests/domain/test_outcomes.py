@@ -11,7 +11,7 @@ from app.connectors.contract import InstallState, Plane
 from app.domain import deployments, events, leases, operations, outcomes, pushes, rollback
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring
-from tests.domain.test_lanes import measure, operation_of, push
+from tests.domain.steps import measure, operation_of, push
 from tests.factories import NOON, make_deployment
 
 REFUSED = Failure("permanent", "permanent", "the plane refused it", "intune")

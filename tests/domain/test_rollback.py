@@ -26,7 +26,7 @@ from app.domain.rollback import Progress
 from app.errors import IllegalTransition
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, Ring, new_id
 from app.runtime import Runtime
-from tests.domain.test_lanes import S, measure, operation_of, pass_ring, push, reload
+from tests.domain.steps import S, measure, operation_of, pass_ring, push, reload
 from tests.factories import FACTORS, NOON, make_deployment
 from tests.waiting import eventually
 
