@@ -23,6 +23,7 @@ from app.api import (
     devices,
     effects,
     events,
+    forecast,
     freezes,
     gates,
     health,
@@ -45,6 +46,7 @@ STARTING = 2.0
 """Seconds for which a database that does not answer may keep the API from being there."""
 ROUTERS = (
     intents.router,
+    forecast.router,
     deployments.router,
     commands.router,
     blockers.router,

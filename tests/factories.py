@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Manifest, PackageKind, Plane, Target, TargetKind
+from app.connectors.contract import Call, Cost, Manifest, PackageKind, Plane, Target, TargetKind
 from app.connectors.packages import PACKAGE, Package
 from app.domain import deployments, intents
 from app.domain.idempotency import RequestKey, StoredAnswer
@@ -65,6 +65,7 @@ def manifest(plane: Plane) -> Manifest:
         cannot={},
         max_concurrency=4,
         sources=(),
+        costs=dict.fromkeys(Call, Cost(2, 100)),
     )
 
 

@@ -14,8 +14,10 @@ __all__ = [
     "Action",
     "App",
     "Assignment",
+    "Call",
     "Capability",
     "Connector",
+    "Cost",
     "DeviceReport",
     "Health",
     "InstallState",
@@ -107,6 +109,28 @@ class RateLimit:
     applies_to: str
 
 
+class Call(StrEnum):
+    """The parts of the port of which it is known how many requests they take."""
+
+    PUBLISH = "publish"
+    UPLOAD = "upload"
+    ASSIGN = "assign"
+    MEMBERS = "members"
+    STATUS = "status"
+    FIND_VERSION = "find_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """At most so many ``requests``, and one more for each ``page`` of devices begun; 0: not by devices.
+
+    Without retries, without getting a token, and without the content that an upload carries.
+    """
+
+    requests: int
+    page: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a plane can do, known without calling it. ``cannot`` has every other capability, and why.
@@ -121,6 +145,7 @@ class Manifest:
     cannot: Mapping[Capability, str]
     max_concurrency: int
     sources: tuple[str, ...]
+    costs: Mapping[Call, Cost]
     rate_limits: tuple[RateLimit, ...] = ()
     retries_itself: bool = False
 

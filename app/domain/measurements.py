@@ -10,7 +10,17 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, DeviceReport, Plane
-from app.domain import deployments, devices, effects, events, guards, promotion, rollback, signatures
+from app.domain import (
+    deployments,
+    devices,
+    effects,
+    events,
+    guards,
+    planner,
+    promotion,
+    rollback,
+    signatures,
+)
 from app.domain.applications import application, plane_of, target_of
 from app.domain.events import SYSTEM
 from app.domain.facts import Code, Place
@@ -103,7 +113,7 @@ async def _reversible(
 def soak(lane: RingDeployment, interval: timedelta, now: datetime) -> None:
     """Run the soak clock since the last measurement, two intervals at most: older ones are not fresh."""
     since = lane.measured_at or now
-    lane.soak_elapsed += max(timedelta(0), min(now - since, 2 * interval))
+    lane.soak_elapsed = planner.soaked(lane.soak_elapsed, since=since, now=now, interval=interval)
     lane.measured_at = now
 
 

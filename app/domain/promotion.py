@@ -9,14 +9,15 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import approvals, deployments, events, guards, operations, rollout
+from app.domain import approvals, deployments, events, operations, planner, rollout
 from app.domain.deployments import current_ring, following, ring_lanes
 from app.domain.events import SYSTEM
-from app.domain.facts import Code, Facts, Place
+from app.domain.facts import Code, Facts
 from app.domain.operations import OperationKind, Subject
+from app.domain.planner import Next
 from app.domain.rollout import Command
 from app.errors import IllegalTransition, Invalid
-from app.models import Deployment, DeploymentStatus, LaneStatus, Promotion, Ring, RingDeployment
+from app.models import Deployment, DeploymentStatus, LaneStatus, Ring, RingDeployment
 
 GOING_ON = frozenset({DeploymentStatus.DEPLOYING, DeploymentStatus.APPROVED})
 """States in which a ring may be left, or the next one begun."""
@@ -73,13 +74,13 @@ async def leave_ring(
     session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime, by_hand: bool = False
 ) -> UUID | None:
     """Go on after a ring that passed its gates, unless a person or the board has to say so first."""
-    if ring is deployment.target_ring:
-        await deployments.move(session, deployment, DeploymentStatus.COMPLETED, now=now)
-        await approvals.withdraw(session, deployment, now=now)
-        return None
-    if deployment.promotion is Promotion.MANUAL and not by_hand:
-        return None
-    return await begin_ring(session, deployment, following(ring), now=now)
+    match planner.after_ring(deployment, ring, by_hand=by_hand):
+        case Next.COMPLETE:
+            await deployments.move(session, deployment, DeploymentStatus.COMPLETED, now=now)
+            await approvals.withdraw(session, deployment, now=now)
+        case Next.BEGIN:
+            return await begin_ring(session, deployment, following(ring), now=now)
+    return None
 
 
 async def begin_ring(
@@ -87,10 +88,10 @@ async def begin_ring(
 ) -> UUID | None:
     """Start a ring, or wait for the decision without which it may not begin; its first operation."""
     facts = await board_facts(session, deployment, now=now)
-    lanes = ring_lanes(deployment, ring)
-    if any(guards.board(Place(deployment, lane), facts) for lane in lanes):
+    if planner.needs_board(deployment, ring, facts) is not None:
         await await_board(session, deployment, now=now)
         return None
+    lanes = ring_lanes(deployment, ring)
     if begun := [lane.operation_id for lane in lanes if lane.operation_id is not None]:
         await operations.hasten(session, deployment.id)
         return begun[0]

@@ -65,6 +65,7 @@ def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
         "GET /api/v1/deployments": "list_deployments",
         "GET /api/v1/deployments/{deployment_id}": "read_deployment",
         "POST /api/v1/deployments/{deployment_id}/promote": "promote_deployment",
+        "POST /api/v1/deployments/forecast": "forecast_deployment",
         "POST /api/v1/deployments/{deployment_id}/pause": "pause_deployment",
         "POST /api/v1/deployments/{deployment_id}/resume": "resume_deployment",
         "POST /api/v1/deployments/{deployment_id}/cancel": "cancel_deployment",

@@ -6,7 +6,10 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from email.utils import formatdate
+from math import ceil
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from app.connectors.catalogue import BY_PLANE, MANIFESTS
 from app.connectors.contract import (
     Action,
     App,
+    Call,
     Capability,
     DeviceReport,
     InstallState,
@@ -34,7 +38,7 @@ from app.resilience.errors import (
     Throttled,
     TransientError,
 )
-from tests.connectors.conftest import PATIENT, Connect, MakeApp, Sandbox
+from tests.connectors.conftest import PATIENT, Connect, MakeApp, Sandbox, assignment
 from tests.connectors.connecting import done, quick_fleet, ready, reports, states
 from tests.connectors.samples import SAMPLES, Sample
 from tests.waiting import eventually
@@ -61,6 +65,50 @@ def app(sample: Sample, make_app: MakeApp) -> App:
 @pytest.fixture
 def profile() -> RetryProfile:
     return QUICK
+
+
+@pytest.mark.parametrize("devices", [1, 450])
+async def test_no_call_takes_more_requests_than_the_manifest_says(
+    connect: Connect, sandbox: Sandbox, app: App, plane: Plane, devices: int
+) -> None:
+    """The content of an upload apart: with it the last request of an upload is the first that counts."""
+    quick_fleet(sandbox, devices=devices)
+    connector = connect()
+    await connector.check()
+    taken: dict[Call, int] = {}
+
+    @asynccontextmanager
+    async def counting(call: Call) -> AsyncIterator[None]:
+        before = len(sandbox.recorder.exchanges)
+        yield
+        taken[call] = len(sandbox.recorder.exchanges) - before
+
+    async with counting(Call.PUBLISH):
+        external_id = await connector.publish(app)
+    async for _ in connector.upload(app, external_id, None):
+        pass
+    if Capability.UPLOAD not in connector.manifest.cannot:
+        async with counting(Call.UPLOAD):
+            async for _ in connector.upload(app, external_id, None):
+                pass
+    given = assignment(app, external_id, sandbox.group())
+    async with counting(Call.FIND_VERSION):
+        await connector.find_version(app, "0.1")
+    async with counting(Call.MEMBERS):
+        assert sum([len(page) async for page in connector.members(given.target)]) == devices
+    async with counting(Call.ASSIGN):
+        given = replace(given, baseline=await connector.baseline(given))
+        given = replace(given, made_id=await connector.assign(given))
+    sandbox.advance(120)
+    async with counting(Call.STATUS):
+        await reports(connector, given)
+
+    allowed = {
+        call: cost.requests + (ceil(devices / cost.page) if cost.page else 0)
+        for call, cost in connector.manifest.costs.items()
+    }
+    assert {call: number for call, number in taken.items() if number > allowed[call]} == {}
+    assert set(allowed) == set(Call)
 
 
 def test_the_manifest_tells_what_the_plane_can_do_and_who_says_so(plane: Plane) -> None:

@@ -16,7 +16,9 @@ from app.connectors.contract import (
     Action,
     App,
     Assignment,
+    Call,
     Capability,
+    Cost,
     DeviceReport,
     Health,
     Manifest,
@@ -54,6 +56,14 @@ MANIFEST = Manifest(
     target_kinds=frozenset({TargetKind.GROUP}),
     cannot={Capability.RETRY: "a policy runs once per computer; no call makes it run again"},
     max_concurrency=5,
+    costs={
+        Call.PUBLISH: Cost(2),
+        Call.UPLOAD: Cost(4),
+        Call.ASSIGN: Cost(3),
+        Call.MEMBERS: Cost(1, 100),
+        Call.STATUS: Cost(1, 100),
+        Call.FIND_VERSION: Cost(1),
+    },
     sources=("Jamf Pro API document 11.30.1 (2026-07)", "Jamf scalability best practices: 5 connections"),
 )
 

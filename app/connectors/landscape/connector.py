@@ -15,7 +15,9 @@ from app.connectors.contract import (
     Action,
     App,
     Assignment,
+    Call,
     Capability,
+    Cost,
     DeviceReport,
     Health,
     Manifest,
@@ -53,6 +55,14 @@ MANIFEST = Manifest(
         Capability.RETRY: "an activity is carried out once",
     },
     max_concurrency=6,
+    costs={
+        Call.PUBLISH: Cost(1),
+        Call.UPLOAD: Cost(0),
+        Call.ASSIGN: Cost(4, 100),
+        Call.MEMBERS: Cost(1, 1000),
+        Call.STATUS: Cost(2, 100),
+        Call.FIND_VERSION: Cost(0),
+    },
     sources=("Canonical landscape-documentation, docs/reference/api (2026)",),
 )
 
