@@ -6,36 +6,28 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
 import typer
 from pydantic import ValidationError
 from setproctitle import setproctitle
 
+from app import deployments_command
 from app.errors import ControlPlaneError
 from app.settings import Settings, describe_errors, unknown_variables
+from app.terminal import URL, ApiToken, ApiUrl, Why, api_client, ends_at, fail, run
 
 if TYPE_CHECKING:
-    from app.client import Client
+    pass
 
 EXIT_CODES = """Exit codes: 0 it was done · 1 it failed, or a check did (the reason is on standard error) ·
 2 the command or a setting is wrong · 130 interrupted."""
 
 Role = Literal["viewer", "packager", "publisher", "approver", "admin"]
 Port = Annotated[int, typer.Option(min=1, max=65535)]
-ApiUrl = Annotated[str, typer.Option(envvar="EUCORA_URL", help="Where the API is.")]
-ApiToken = Annotated[
-    str,
-    typer.Option(
-        envvar=["EUCORA_TOKEN", "EUCORA_BOOTSTRAP_TOKEN"], show_envvar=True, help="A bearer token of the API."
-    ),
-]
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="As in the table of breakers.")]
-Why = Annotated[str | None, typer.Option(help="Stands in the history.")]
 HowLong = Annotated[
     str | None, typer.Option("--for", metavar="DURATION", help="As 30m or 2h. Default: until enabled.")
 ]
@@ -53,6 +45,7 @@ tokens = typer.Typer(help="Bearer tokens of the API.", no_args_is_help=True)
 cli.add_typer(tokens, name="token")
 breakers = typer.Typer(help="What keeps callers away from services that fail.")
 cli.add_typer(breakers, name="breakers")
+deployments_command.register(cli)
 
 
 def main() -> None:
@@ -65,12 +58,6 @@ def main() -> None:
         fail(error.detail, code=1)
 
 
-def fail(reason: str, *, code: int) -> None:
-    """Say why on standard error, and leave."""
-    typer.echo(f"eucora: {reason}", err=True)
-    sys.exit(code)
-
-
 def say(line: str) -> None:
     """Print a line, unless nobody listens any more: what runs must not end because a terminal was closed."""
     with contextlib.suppress(OSError):
@@ -80,11 +67,6 @@ def say(line: str) -> None:
 def settings_of(data_dir: Path | None) -> Settings:
     """The settings, with the option of the command line before the variable."""
     return Settings() if data_dir is None else Settings(data_dir=data_dir)
-
-
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a command's coroutine."""
-    asyncio.run(coroutine)
 
 
 @cli.command()
@@ -208,25 +190,11 @@ def revoke_token(
     typer.echo(f"revoked {token_id}")
 
 
-@contextlib.asynccontextmanager
-async def api_client(url: str, token: str) -> AsyncIterator["Client"]:
-    """A caller of the API; one that is out of reach is a sentence."""
-    import httpx
-
-    from app.client import Client
-
-    try:
-        async with Client(url, token) as client:
-            yield client
-    except httpx.TransportError as error:
-        fail(f"{url} does not answer ({type(error).__name__})", code=1)
-
-
 @breakers.callback(invoke_without_command=True)
 def show_breakers(
     context: typer.Context,
     *,
-    url: ApiUrl = "http://127.0.0.1:8000",
+    url: ApiUrl = URL,
     token: ApiToken,
     once: Annotated[bool, typer.Option(help="Show them once and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and leave.")] = False,
@@ -290,20 +258,10 @@ async def order_breaker(
     typer.echo(f"{service} is {breaker['state']}{until}")
 
 
-def ends_at(lasting: str | None) -> str | None:
-    """The instant so far from now: ``90s``, ``30m``, ``2h``, ``1d``."""
-    if lasting is None:
-        return None
-    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}.get(lasting[-1:])
-    if unit is None or not lasting[:-1].isdecimal():
-        raise typer.BadParameter("must be a number and s, m, h or d, as 30m", param_hint="--for")
-    return (datetime.now(UTC) + timedelta(**{unit: int(lasting[:-1])})).isoformat()
-
-
 @cli.command()
 def planes(
     *,
-    url: ApiUrl = "http://127.0.0.1:8000",
+    url: ApiUrl = URL,
     token: ApiToken,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
