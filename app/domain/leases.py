@@ -67,7 +67,7 @@ class Beat(StrEnum):
 CLAIM = (
     text("""
     UPDATE operations
-    SET status = 'RUNNING', attempt = attempt + 1, fence = fence + 1, version = version + 1,
+    SET status = 'RUNNING', attempt = attempt + 1, fence = fence + 1, version = version + 1, nudged = false,
         lease_owner = :owner, lease_until = clock_timestamp() + :lease,
         started_at = coalesce(started_at, clock_timestamp())
     WHERE id = :id AND status IN ('QUEUED', 'WAITING') AND run_after <= clock_timestamp()
@@ -241,7 +241,8 @@ async def again(
 ) -> OperationStatus:
     """Go on after ``delay``: this run made progress, so attempts and deferrals start from nothing.
 
-    ``parked``: it waits for a person or for its time, which counts against no deadline.
+    ``parked``: it waits for a person or for its time, which counts against no deadline. If what it waits for
+    may have come while it ran, it looks again at once.
     """
     operation = await _hold_with_deployment(session, claimed)
     if operation.cancel_requested:
@@ -249,6 +250,8 @@ async def again(
     else:
         values: dict[str, Any] = {"attempt": 0, "deferrals": 0, "run_after": after(delay), "error": null()}
         lifetime = KINDS[claimed.kind].deadline
+        if parked and operation.nudged:
+            values["run_after"] = after(timedelta(0))
         if parked and lifetime is not None:
             values["deadline"] = after(delay + lifetime)
         operation = await leave(session, operation, OperationStatus.WAITING, **values)

@@ -170,17 +170,17 @@ async def enqueue(
 async def hasten(session: AsyncSession, deployment_id: UUID | None = None) -> None:
     """What waits without an error, for a person or for its time, looks again at once; None: of everybody.
 
-    What a plane asked to wait for goes on waiting.
+    What a plane asked to wait for goes on waiting. What runs now may be about to wait: it is nudged.
     """
-    parked = update(Operation).where(Operation.status.in_(OPEN), Operation.error.is_(None))
-    parked = parked.where(Operation.kind.in_([kind.value for kind in TOUCHING]))
+    touching = update(Operation).where(Operation.kind.in_([kind.value for kind in TOUCHING]))
     if deployment_id is not None:
-        parked = parked.where(Operation.deployment_id == deployment_id)
-    now = func.clock_timestamp()
-    await session.execute(
-        parked.values(run_after=func.least(Operation.run_after, now), dispatched_at=null()),
-        execution_options={"synchronize_session": False},
-    )
+        touching = touching.where(Operation.deployment_id == deployment_id)
+    options = {"synchronize_session": False}
+    due = func.least(Operation.run_after, func.clock_timestamp())
+    waiting = touching.where(Operation.status.in_(OPEN), Operation.error.is_(None))
+    await session.execute(waiting.values(run_after=due, dispatched_at=null()), execution_options=options)
+    running = touching.where(Operation.status == OperationStatus.RUNNING)
+    await session.execute(running.values(nudged=True), execution_options=options)
     wake(session)
 
 

@@ -38,7 +38,7 @@ class Operation(Base):
 
     ``fence`` rises at each claim and is never given back: every later write presents it. ``attempt`` rises at
     each claim and is returned by deferrals, checkpoints and shut-downs. All instants are of the database's
-    clock.
+    clock. ``nudged``: while it ran, something changed that it may have found in its way.
     """
 
     __tablename__ = "operations"
@@ -92,6 +92,7 @@ class Operation(Base):
     fence: Mapped[int] = mapped_column(server_default=text("0"))
     deadline: Mapped[Instant | None]
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    nudged: Mapped[bool] = mapped_column(server_default=text("false"))
     correlation_id: Mapped[UUID]
     error: Mapped[Json | None]
     result: Mapped[Json | None]

@@ -141,6 +141,7 @@ def add_columns() -> None:
         "deployments", sa.Column("retries_reset", sa.Boolean(), server_default="false", nullable=False)
     )
     op.create_check_constraint(op.f("ck_deployments_retries_used"), "deployments", "retries_used >= 0")
+    op.add_column("operations", sa.Column("nudged", sa.Boolean(), server_default="false", nullable=False))
     op.add_column("deployment_planes", sa.Column("way_back", WAY_BACK, nullable=True))
     op.add_column("ring_deployments", sa.Column("status_since", INSTANT, server_default=NOW, nullable=False))
     op.add_column("ring_deployments", sa.Column("held_for", sa.Text(), nullable=True))
@@ -202,6 +203,7 @@ def downgrade() -> None:
     for column in ("status_since", "held_for", "override", "retry_until", "reserved"):
         op.drop_column("ring_deployments", column)
     op.drop_column("deployment_planes", "way_back")
+    op.drop_column("operations", "nudged")
     for column in (
         *("status_since", "paused_by", "paused_at", "pause_reason"),
         *("retries_used", "retries_reset"),
