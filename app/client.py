@@ -54,6 +54,14 @@ class Client:
         headers = {"Idempotency-Key": str(uuid4())}
         return _body(await self._http.post(path, json=body or {}, headers=headers))
 
+    async def put(self, path: str, body: Json) -> Json:
+        """The body of a PUT.
+
+        Raises:
+            Refused: the API answered with a problem.
+        """
+        return _body(await self._http.put(path, json=body))
+
     async def every(self, path: str, **query: Any) -> list[Json]:
         """All items of a list, page by page."""
         items: list[Json] = []

@@ -66,6 +66,12 @@ class RetryUnavailable(Conflict):
     code = "retry_unavailable"
 
 
+class NewerDeploymentExists(Conflict):
+    """A newer version of the application has been rolled out to the same planes since."""
+
+    code = "newer_deployment_exists"
+
+
 class IdempotencyKeyReused(Conflict):
     """The same key came with another body."""
 

@@ -16,7 +16,7 @@ from app.database import open_engine, ping_when_idle
 from app.models import Deployment, new_id
 from app.runtime import Runtime
 from app.settings import DatabaseSettings
-from tests.factories import make_deployment
+from tests.factories import RISK_62, make_deployment
 
 
 async def refused(session: AsyncSession, statement: str, **values: object) -> str:
@@ -36,6 +36,56 @@ async def test_a_risk_score_is_from_0_to_100(session: AsyncSession, score: int) 
     name = await refused(session, "UPDATE deployments SET risk_score = :score", score=score)
 
     assert name == "ck_deployments_risk_score"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "risk_score = 1",
+        "risk_model = '2.0'",
+        "risk_breakdown = '[]'",
+        "risk_factors = '{}'",
+        "submitted_by = 'mallory'",
+    ],
+)
+async def test_what_a_deployment_was_judged_by_never_changes(session: AsyncSession, change: str) -> None:
+    await make_deployment(session)
+
+    assert await refused(session, f"UPDATE deployments SET {change}") == "ck_deployments_judged"
+
+
+@pytest.mark.parametrize(
+    ("change", "constraint"),
+    [
+        ("status = 'APPROVED', decided_by = 'alice', reason = 'x', settled_at = now()", "decided_by_another"),
+        ("status = 'REJECTED', decided_by = 'ALICE', reason = 'x', settled_at = now()", "decided_by_another"),
+        ("status = 'APPROVED', settled_at = now()", "decision"),
+        ("decided_by = 'carol', reason = 'x'", "decision"),
+        ("status = 'EXPIRED'", "settled"),
+        ("exception_expires_at = now()", "exception"),
+        ("submitted_by = 'mallory'", "submitted_by"),
+    ],
+)
+async def test_nobody_decides_on_their_own_not_even_by_sql(
+    session: AsyncSession, change: str, constraint: str
+) -> None:
+    await make_deployment(session, risk_factors=RISK_62)
+
+    name = await refused(session, f"UPDATE approvals SET {change}")
+
+    assert name == f"ck_approvals_{constraint}"
+
+
+async def test_a_request_names_its_deployments_submitter_and_is_the_only_open_one(
+    session: AsyncSession,
+) -> None:
+    deployment = await make_deployment(session, risk_factors=RISK_62)
+    insert = "INSERT INTO approvals (id, deployment_id, digest, submitted_by, expires_at) VALUES "
+    values = "(:id, :deployment, 'd', :by, now())"
+    given = {"id": new_id(), "deployment": deployment.id}
+
+    assert await refused(session, insert + values, by="mallory", **given) == "ck_approvals_submitted_by"
+    assert await refused(session, insert + values, by="alice", **given) == "uq_approvals_one_pending"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class TargetRead(Shown):
 
 
 class TargetSet(TargetRead):
-    """The target after it was set; ``operation_id`` counts its devices, if that is needed and possible."""
+    """The target after it was set; ``operation_id`` counts its devices, if the plane is configured."""
 
     operation_id: UUID | None = None
 
@@ -81,7 +81,7 @@ async def put_target(
     call: CallDep,
     version: ExpectedVersion,
 ) -> Response:
-    """Set or change a target and have its devices counted.
+    """Set or change a target and have its devices counted; setting it to the same counts them again.
 
     Lanes already planned keep theirs, but a deployment that stopped because this ring was empty goes on.
     """
@@ -93,7 +93,7 @@ async def put_target(
     await pushes.retarget(session, plane.value, ring, target, actor=actor, now=now)
     call.after_commit.append(service.targets.clear)
     shown = TargetSet.model_validate(row, from_attributes=True)
-    if row.device_count is None and plane in service.runtime.connectors:
+    if plane in service.runtime.connectors:
         started = await targets.request_count(session, row, correlation_id=call.correlation_id)
         shown = shown.model_copy(update={"operation_id": started})
     return tagged(shown)

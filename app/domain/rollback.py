@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, App, Assignment, Plane, Target
@@ -16,7 +16,7 @@ from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.operations import OperationKind, Subject
 from app.domain.rollout import Command
-from app.errors import IllegalTransition
+from app.errors import IllegalTransition, NewerDeploymentExists
 from app.models import (
     Connectivity,
     Deployment,
@@ -68,6 +68,7 @@ async def begin(
         NotFound, VersionMismatch: as ``deployments.lock``.
         IllegalTransition: nothing was pushed yet.
         ActiveDeploymentExists: another deployment of the application is active meanwhile.
+        NewerDeploymentExists: a newer version has replaced it.
     """
     deployment = await deployments.lock(session, deployment_id, version=version)
     started = any(lane.started_at for lane in deployment.lanes)
@@ -78,7 +79,23 @@ async def begin(
             f"the deployment is {deployment.status.value} and nothing was pushed",
             status=deployment.status.value,
         )
+    await check_newest(session, deployment)
     return deployment, await begin_locked(session, deployment, actor=actor, now=now, reason=reason)
+
+
+async def check_newest(session: AsyncSession, deployment: Deployment) -> None:
+    """Refuse to take back what a newer version has replaced: it would take that one along, or change nothing.
+
+    Raises:
+        NewerDeploymentExists: naming the deployment to take back first.
+    """
+    same = func.lower(Deployment.app_name) == func.lower(deployment.app_name)
+    query = select(Deployment).where(same, Deployment.status == DeploymentStatus.COMPLETED)
+    query = query.where(Deployment.planes.overlap(deployment.planes), Deployment.id > deployment.id)
+    newer = (await session.scalars(query.order_by(Deployment.id.desc()).limit(1))).first()
+    if newer is not None:
+        detail = f"version {newer.app_version} was rolled out since by deployment {newer.id}"
+        raise NewerDeploymentExists(f"{detail}: take that back first")
 
 
 async def begin_locked(

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.domain import policies
 from app.domain.gates import OPEN, UNMET, Counts, Gate, Measure, Verdict, judge, wilson_lower_bound
 from app.domain.policies import DEMO, STANDARD, GatePolicy, load_policy
 from app.errors import Invalid
@@ -225,3 +227,26 @@ def test_a_gate_is_looser_when_any_number_is() -> None:
     assert Gate(0.98, 0.03, SOAKED).is_looser_than(GATE)
     assert Gate(0.99, 0.01, timedelta(hours=1)).is_looser_than(GATE)
     assert not Gate(0.99, 0.01, timedelta(hours=50), 5).is_looser_than(GATE)
+
+
+async def test_a_policy_is_stored_once_and_never_with_other_content(session: AsyncSession) -> None:
+    policy = replace(STANDARD, name="ours", version=3)
+    await policies.store(session, policy)
+    await policies.store(session, policy)
+
+    with pytest.raises(Invalid, match="raise its version"):
+        await policies.store(session, replace(policy, measure_first=timedelta(seconds=1)))
+
+    await policies.store(session, replace(policy, version=4, measure_first=timedelta(seconds=1)))
+    rows, following = await policies.page(session, after=("ours", 3), limit=1)
+    assert ([(row.name, row.version) for row in rows], following) == ([("ours", 4)], None)
+
+
+def test_a_policy_of_an_older_release_is_read_with_todays_defaults() -> None:
+    document = STANDARD.to_json()
+    del document["max_rollback_failure_rate"]
+    for gate in document["gates"].values():
+        for name in ("min_coverage", "confidence", "dry_run"):
+            del gate[name]
+
+    assert GatePolicy.from_json(document) == STANDARD

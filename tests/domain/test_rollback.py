@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, InstallState, Plane
+from app.connectors.contract import Action, DeviceReport, InstallState, Plane
 from app.domain import (
     deployments,
+    devices,
     effects,
     leases,
     measurements,
@@ -23,10 +24,19 @@ from app.domain import (
 from app.domain.operations import Failure
 from app.domain.pushes import Push
 from app.domain.rollback import Progress
-from app.errors import IllegalTransition
-from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, Ring, new_id
+from app.errors import ActiveDeploymentExists, IllegalTransition, NewerDeploymentExists
+from app.models import (
+    Deployment,
+    DeploymentStatus,
+    LaneStatus,
+    Operation,
+    OperationStatus,
+    Ring,
+    RingDeployment,
+    new_id,
+)
 from app.runtime import Runtime
-from tests.domain.steps import S, measure, operation_of, pass_ring, push, reload
+from tests.domain.steps import S, event_types, measure, operation_of, pass_ring, push, reload
 from tests.factories import FACTORS, NOON, make_deployment
 from tests.waiting import eventually
 
@@ -263,3 +273,48 @@ async def waits_for_lock(runtime: Runtime) -> None:
             return await connection.scalar(query) or 0
 
     await eventually(waiting, within=5)
+
+
+async def test_what_a_newer_version_has_replaced_is_not_taken_back(session: AsyncSession) -> None:
+    older = await walked(session)
+    newer = await make_deployment(session, version="144.0", app_name=older.app_name.upper())
+    await pass_ring(session, newer, Ring.LAB, NOON)
+    await pass_ring(session, newer, Ring.CANARY, NOON + 10 * S)
+
+    with pytest.raises(NewerDeploymentExists, match=str(newer.id)):
+        await rollback.begin(session, older.id, actor="bob", now=NOON)
+
+    await rollback.begin(session, newer.id, actor="bob", now=NOON)
+    with pytest.raises(ActiveDeploymentExists):
+        await rollback.begin(session, older.id, actor="bob", now=NOON)
+
+
+async def test_a_rollback_that_too_many_devices_refuse_stops_and_says_so(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.LAB)
+    names = [f"LAB-{number}" for number in range(10)]
+    lane = deployment.lanes[0]
+    await push(session, lane, *names)
+    await measure(session, lane, InstallState.INSTALLED, *names, now=NOON + S)
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON + 2 * S)
+    one, two = (
+        [DeviceReport(name, name, InstallState.REMOVE_FAILED) for name in names[:number]] for number in (1, 2)
+    )
+
+    await devices.store_removal(session, lane.id, one, now=NOON + 3 * S)
+    within = await weigh(session, lane, deployment)
+    await devices.store_removal(session, lane.id, two, now=NOON + 4 * S)
+    beyond = await weigh(session, lane, deployment)
+
+    assert within.delay is not None
+    assert (beyond.delay, beyond.complete) == (None, False)
+    await rollback.finish_lane(session, lane.id, beyond, deployment_id=deployment.id, now=NOON + 5 * S)
+    after = await reload(session, deployment)
+    assert (after.status, after.lanes[0].status) == (DeploymentStatus.FAILED, LaneStatus.FAILED)
+    told = await event_types(session, deployment)
+    assert told[-2:] == ["lane.failed", "deployment.failed"]
+
+
+async def weigh(session: AsyncSession, lane: RingDeployment, deployment: Deployment) -> Progress:
+    return await rollback.weigh(
+        session, lane.id, deployment_id=deployment.id, removed_at=NOON + 2 * S, now=NOON + 4 * S
+    )

@@ -11,10 +11,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.domain import approvals
 from app.domain.operations import OperationKind
-from app.models import Operation, OperationStatus
+from app.models import ApprovalStatus, Operation, OperationStatus
 from app.runtime import Runtime, open_runtime
 from app.settings import Settings, WorkerSettings
+from tests.factories import RISK_62, make_deployment
 from tests.logs import captured_lines
 from tests.waiting import eventually
 from tests.wire import Cutting, wired
@@ -127,3 +129,17 @@ async def test_the_queues_are_heard_again_and_again_while_redis_is_away(
                 lambda: [line["event"] for line in written()].count("queue_lost") >= 2, within=20
             )
             await end(*tasks)
+
+
+async def test_a_request_to_the_board_that_nobody_decides_runs_out_by_itself(runtime: Runtime) -> None:
+    async with runtime.transaction() as session:
+        deployment = await make_deployment(session, risk_factors=RISK_62)
+
+    async def status() -> ApprovalStatus | None:
+        async with runtime.transaction() as session:
+            found = await approvals.newest(session, deployment.id)
+            return found.status if found else None
+
+    assert await status() is ApprovalStatus.PENDING
+    async with relaying(runtime):
+        assert await eventually(status, within=5, until=lambda now: now is ApprovalStatus.EXPIRED)
