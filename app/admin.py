@@ -114,6 +114,13 @@ async def session_of(settings: Settings) -> AsyncIterator[AsyncSession]:
         yield session
 
 
+def states_text() -> str:
+    """The tables of all state machines, as they are kept in ``docs/states.md``."""
+    from app.domain import pictures
+
+    return pictures.document()
+
+
 async def create_token(settings: Settings, *, role: str, name: str, expires_days: int | None) -> str:
     """Store a new token; its text, which is nowhere else."""
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)

@@ -306,6 +306,14 @@ def openapi() -> None:
     typer.echo(openapi_text())
 
 
+@cli.command(hidden=True)
+def states() -> None:
+    """Print the tables of all state machines, as they are kept in docs/states.md."""
+    from app import admin
+
+    typer.echo(admin.states_text(), nl=False)
+
+
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(arguments: typer.Context) -> None:
     """Run the tests of a checkout, three processes side by side (``-n 0``: one). Arguments go to pytest."""

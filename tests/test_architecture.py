@@ -5,15 +5,18 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.connectors.catalogue import VENDORS
+from app.domain import effects, operations, pictures
 from app.domain.operations import KINDS, OperationKind
 from app.domain.rollout import DEPLOYMENT_MOVES, FINAL, LANE_MOVES
-from app.models import DeploymentStatus, LaneStatus
+from app.models import DeploymentStatus, EffectState, LaneStatus, OperationStatus
 from workers.main import JOBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +111,22 @@ def test_every_state_can_be_reached() -> None:
     lane = {LaneStatus.PENDING}.union(*LANE_MOVES.values())
 
     assert (deployment, lane) == (set(DeploymentStatus), set(LaneStatus))
+
+
+def test_the_committed_drawings_are_those_of_the_tables() -> None:
+    committed = (ROOT / "docs" / "states.md").read_text(encoding="utf-8")
+
+    assert committed == pictures.document(), "run: eucora states > docs/states.md"
+
+
+@pytest.mark.parametrize(
+    ("moves", "kind"),
+    [(operations.MOVES, OperationStatus), (effects.MOVES, EffectState)],
+    ids=["op", "effect"],
+)
+def test_other_tables_are_complete_too(moves: Mapping[Any, frozenset[Any]], kind: type[StrEnum]) -> None:
+    assert set(moves) == set(kind)
+    assert {next(iter(kind))}.union(*moves.values()) == set(kind)
 
 
 def test_every_connector_cites_its_sources_and_names_what_it_can_do() -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger of changes asked of planes: written before they are sent, one row per key for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,18 @@ ONCE = frozenset({Action.PUBLISH, Action.UPLOAD})
 OPEN = frozenset({EffectState.PLANNED, EffectState.SENT, EffectState.UNKNOWN})
 TOUCHED = (EffectState.SENT, EffectState.UNKNOWN, EffectState.CONFIRMED)
 """States in which the plane may have acted."""
+
+
+MOVES: Mapping[EffectState, frozenset[EffectState]] = MappingProxyType(
+    {
+        EffectState.PLANNED: frozenset({EffectState.SENT}),
+        EffectState.SENT: frozenset({EffectState.CONFIRMED, EffectState.REJECTED, EffectState.UNKNOWN}),
+        EffectState.UNKNOWN: frozenset({EffectState.SENT, EffectState.CONFIRMED, EffectState.REJECTED}),
+        EffectState.REJECTED: frozenset({EffectState.PLANNED}),
+        EffectState.CONFIRMED: frozenset({EffectState.PLANNED}),
+    }
+)
+"""What may follow what; a confirmed one is planned anew only where a rollback undoes something else by it."""
 
 
 def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action, *, turn: int = 1) -> str:

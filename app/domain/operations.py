@@ -26,6 +26,19 @@ OPEN = (OperationStatus.QUEUED, OperationStatus.WAITING)
 ENDED = (OperationStatus.SUCCEEDED, OperationStatus.FAILED, OperationStatus.CANCELLED)
 REVIVABLE = (OperationStatus.FAILED, OperationStatus.CANCELLED)
 
+_S = OperationStatus
+MOVES: Mapping[OperationStatus, frozenset[OperationStatus]] = MappingProxyType(
+    {
+        _S.QUEUED: frozenset({_S.RUNNING, _S.FAILED, _S.CANCELLED}),
+        _S.RUNNING: frozenset({_S.QUEUED, _S.WAITING, _S.SUCCEEDED, _S.FAILED, _S.CANCELLED}),
+        _S.WAITING: frozenset({_S.RUNNING, _S.FAILED, _S.CANCELLED}),
+        _S.SUCCEEDED: frozenset(),
+        _S.FAILED: frozenset({_S.QUEUED}),
+        _S.CANCELLED: frozenset({_S.QUEUED}),
+    }
+)
+"""What may follow what: a claim makes RUNNING, a revival QUEUED again."""
+
 Ended = Callable[[AsyncSession, Operation], Awaitable[None]]
 
 
@@ -187,7 +200,15 @@ async def hasten(session: AsyncSession, deployment_id: UUID | None = None) -> No
 async def leave(
     session: AsyncSession, operation: Operation, status: OperationStatus, **values: Any
 ) -> Operation:
-    """Write a state that is not RUNNING. The row is locked by the caller."""
+    """Write a state that is not RUNNING. The row is locked by the caller.
+
+    Raises:
+        IllegalTransition: the table does not have the move.
+    """
+    if status not in MOVES[operation.status]:
+        raise IllegalTransition(
+            f"operation {operation.id} is {operation.status.value}, not to be {status.value}"
+        )
     values = {"lease_owner": None, "lease_until": None, "dispatched_at": None, **values}
     change = update(Operation).where(Operation.id == operation.id)
     changed = await session.execute(

@@ -144,7 +144,7 @@ INTENTS = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=60,
+    max_examples=600,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     print_blob=True,
