@@ -77,7 +77,7 @@ async def promote_deployment(
     deployment, started = await promotion.promote(
         order.session, deployment_id, override=override, **order.given(body)
     )
-    return commanded(deployment, started)
+    return await commanded(order, deployment, started)
 
 
 @router.post(
@@ -88,7 +88,8 @@ async def pause_deployment(
     deployment_id: DeploymentId, order: OrderDep, body: Command | None = None
 ) -> Response:
     """From this answer on no new device is touched, by a rollback neither; measuring goes on."""
-    return commanded(await commands.pause(order.session, deployment_id, **order.given(body)), None)
+    deployment = await commands.pause(order.session, deployment_id, **order.given(body))
+    return await commanded(order, deployment, None)
 
 
 @router.post(
@@ -100,7 +101,7 @@ async def resume_deployment(
 ) -> Response:
     """Go on; nothing is repeated. Asks the board again where its request ran out undecided."""
     deployment, started = await commands.resume(order.session, deployment_id, **order.given(body))
-    return commanded(deployment, started)
+    return await commanded(order, deployment, started)
 
 
 @router.post(
@@ -112,7 +113,7 @@ async def cancel_deployment(
 ) -> Response:
     """End it where it is: what is installed stays, what devices have not begun is withdrawn."""
     deployment, started = await commands.cancel(order.session, deployment_id, **order.given(body))
-    return commanded(deployment, started)
+    return await commanded(order, deployment, started)
 
 
 @router.post(
@@ -127,7 +128,7 @@ async def rollback_deployment(
 ) -> Response:
     """Remove the version from every device it may have reached, newest ring first."""
     deployment, started = await rollback.begin(order.session, deployment_id, **order.given(body))
-    return commanded(deployment, started)
+    return await commanded(order, deployment, started)
 
 
 @router.post(
@@ -150,10 +151,11 @@ async def retry_deployment(
         reset_budget=body.reset_budget if body else False,
         **order.given(body),
     )
-    return commanded(deployment, started)
+    return await commanded(order, deployment, started)
 
 
-def commanded(deployment: Deployment, started: UUID | None) -> Response:
+async def commanded(order: Order, deployment: Deployment, started: UUID | None) -> Response:
     """The deployment after a command, with the operation it started, if any."""
+    await order.session.refresh(deployment, ["deployment_planes"])
     shown = DeploymentRead.model_validate(deployment)
     return tagged(shown.model_copy(update={"operation_id": started}) if started else shown, 202)

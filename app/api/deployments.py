@@ -126,4 +126,4 @@ async def list_deployments(
 @requires(Permission.READ)
 async def read_deployment(deployment_id: DeploymentId, session: SessionDep) -> Response:
     """Where the deployment and each of its lanes stand."""
-    return tagged(DeploymentRead.model_validate(await deployments.get(session, deployment_id)))
+    return tagged(DeploymentRead.model_validate(await deployments.get(session, deployment_id, whole=True)))

@@ -8,16 +8,9 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.facts import Budget
-from app.models import LaneStatus, RingDeployment
+from app.domain.rollout import UNVERIFIED
+from app.models import RingDeployment
 
-UNVERIFIED = (
-    LaneStatus.PUSHING,
-    LaneStatus.WAITING_PLANE,
-    LaneStatus.MEASURING,
-    LaneStatus.HELD,
-    LaneStatus.ROLLING_BACK,
-)
-"""States of a lane whose devices are changed, or about to be, and have not passed a gate."""
 LOCK = 0x45554355
 """The advisory lock under which the budget is taken, so that two lanes do not take the same rest."""
 

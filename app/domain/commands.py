@@ -60,7 +60,8 @@ async def resume(
         await _ask_again(session, deployment, now=now)
         return deployment, None
     lanes = deployments.ring_lanes(deployment, deployments.current_ring(deployment))
-    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes):
+    empty = all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes)
+    if empty and not rollout.ring_is_left(lanes):
         queued = [await promotion.queue_push(session, deployment, lane) for lane in lanes]
         return deployment, queued[0]
     return deployment, await promotion.advance(session, deployment, now=now)

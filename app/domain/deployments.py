@@ -29,13 +29,14 @@ RECENT = (Deployment.created_at.desc(), Deployment.id.desc())
 WHOLE = (selectinload(Deployment.lanes), selectinload(Deployment.deployment_planes))
 
 
-async def get(session: AsyncSession, deployment_id: UUID) -> Deployment:
-    """One deployment with its lanes, in order of rings and planes.
+async def get(session: AsyncSession, deployment_id: UUID, *, whole: bool = False) -> Deployment:
+    """One deployment with its lanes, in order of rings and planes; ``whole``: with what each plane gets, too.
 
     Raises:
         NotFound: no such deployment.
     """
-    query = select(Deployment).where(Deployment.id == deployment_id).options(*WHOLE)
+    options = WHOLE if whole else WHOLE[:1]
+    query = select(Deployment).where(Deployment.id == deployment_id).options(*options)
     deployment = (await session.scalars(query.execution_options(populate_existing=True))).one_or_none()
     if deployment is None:
         raise NotFound(f"there is no deployment {deployment_id}")
@@ -230,6 +231,7 @@ async def move_lane(
     rollout.check_lane_move(before, status)
     lane.status, lane.status_since = status, now
     lane.held_for = lane.held_for if status is LaneStatus.HELD else None
+    lane.reserved = lane.reserved if status in rollout.UNVERIFIED else 0
     touch(deployment, now)
     where = {"ring": lane.ring.value, "plane": lane.plane}
     events.record(

@@ -345,5 +345,4 @@ def _looked_at(deployment: Deployment) -> list[RingDeployment]:
         waiting = [lane for lane in deployment.lanes if lane.status is L.ROLLING_BACK]
         newest = max((lane.position for lane in waiting), default=0)
         return [lane for lane in waiting if lane.position == newest]
-    position = rollout.open_position([(lane.position, lane.status) for lane in deployment.lanes])
-    return [lane for lane in deployment.lanes if lane.position == position]
+    return rollout.open_ring(deployment.lanes)

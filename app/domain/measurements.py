@@ -26,7 +26,7 @@ from app.domain.events import SYSTEM
 from app.domain.facts import Code, Place
 from app.domain.gates import Counts, Judgement, Verdict, judge
 from app.domain.lanes import end_waiting, hold, is_measured, lock_lane
-from app.models import Deployment, LaneStatus, RingDeployment
+from app.models import Deployment, LaneStatus, RingDeployment, WayBack
 
 
 async def store_reports(
@@ -106,6 +106,8 @@ async def _reversible(
     """Whether the lane's plane has a way back, or the board knows that it has none; None past LAB."""
     if lane.position > 0:
         return None
+    if (await plane_of(session, lane)).way_back is not WayBack.NONE:
+        return True
     facts = await promotion.board_facts(session, deployment, now=now)
     return guards.irreversible(Place(deployment, lane), facts) is None
 

@@ -108,7 +108,7 @@ TOUCHING = (
     OperationKind.EXECUTE_ROLLBACK,
     OperationKind.MEASURE_RING,
 )
-"""The kinds that move a lane."""
+"""The kinds that move a lane; the first two touch devices that were not touched before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +181,13 @@ async def enqueue(
 
 
 async def hasten(session: AsyncSession, deployment_id: UUID | None = None) -> None:
-    """What waits without an error, for a person or for its time, looks again at once; None: of everybody.
+    """What waits without an error, for a person or for its time, looks again at once.
 
+    Of one deployment everything that moves its lanes, of all deployments (None) what is to touch devices.
     What a plane asked to wait for goes on waiting. What runs now may be about to wait: it is nudged.
     """
-    touching = update(Operation).where(Operation.kind.in_([kind.value for kind in TOUCHING]))
+    kinds = TOUCHING[:2] if deployment_id is None else TOUCHING
+    touching = update(Operation).where(Operation.kind.in_([kind.value for kind in kinds]))
     if deployment_id is not None:
         touching = touching.where(Operation.deployment_id == deployment_id)
     options = {"synchronize_session": False}

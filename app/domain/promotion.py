@@ -56,17 +56,16 @@ async def advance(session: AsyncSession, deployment: Deployment, *, now: datetim
     changed, with the deployment locked.
     """
     ring = current_ring(deployment)
-    statuses = [lane.status for lane in ring_lanes(deployment, ring)]
+    lanes = ring_lanes(deployment, ring)
     if deployment.status not in GOING_ON or deployment.paused:
         return None
     if deployment.status is DeploymentStatus.APPROVED:
         return await begin_ring(session, deployment, ring_to_begin(deployment), now=now)
-    if all(status is LaneStatus.EMPTY_TARGET for status in statuses):
+    if rollout.ring_is_left(lanes):
+        return await leave_ring(session, deployment, ring, now=now)
+    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes):
         reason = f"every target of {ring.value} is empty"
         await deployments.set_paused(session, deployment, paused=True, actor=SYSTEM, now=now, reason=reason)
-        return None
-    if rollout.ring_is_left(statuses):
-        return await leave_ring(session, deployment, ring, now=now)
     return None
 
 
@@ -139,8 +138,7 @@ def _lacks_a_way_back(lane: RingDeployment) -> bool:
 
 def ring_to_begin(deployment: Deployment) -> Ring:
     """The first ring that is not left: what a decision starts."""
-    position = rollout.open_position([(lane.position, lane.status) for lane in deployment.lanes])
-    return rollout.RINGS[position]
+    return rollout.open_ring(deployment.lanes)[0].ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +214,8 @@ async def _close_ring(
     check_closable(lanes, override)
     if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes) and not reason:
         raise Invalid("every target of this ring is empty: promoting it needs a reason")
+    for lane in lanes:
+        lane.finished_at = lane.finished_at or now
     if override is None:
         return True
     given = {"actor": actor, "reason": override.reason, "expires_at": override.expires_at.isoformat()}

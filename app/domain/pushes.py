@@ -21,6 +21,7 @@ from app.domain import (
     operations,
     promotion,
     rollback,
+    rollout,
 )
 from app.domain.applications import application, plane_of, target_of
 from app.domain.budgets import Limits
@@ -192,7 +193,7 @@ async def to_pushing(
     """The plane is being called for this lane, for the first time or again."""
     end_waiting(lane, now)
     lane.started_at = lane.started_at or now
-    lane.error = None
+    lane.error, lane.finished_at = None, None
     if lane.status is not LaneStatus.PUSHING:
         await deployments.move_lane(session, deployment, lane, LaneStatus.PUSHING, now=now)
 
@@ -273,7 +274,8 @@ async def _push_to(
     now: datetime,
 ) -> list[UUID]:
     lanes = deployments.ring_lanes(deployment, ring)
-    if any(lane.status is not LaneStatus.EMPTY_TARGET for lane in lanes):
+    empty = all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes)
+    if not empty or rollout.ring_is_left(lanes):
         return []
     lane = next(lane for lane in lanes if lane.plane == plane)
     lane.target_kind, lane.target_ref = target.kind.value, target.ref

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which moves and commands are legal: the tables of deployments, lanes and approvals; the rings. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from itertools import groupby
 from types import MappingProxyType
 
 from app.errors import IllegalTransition
 from app.models import ApprovalStatus as A
 from app.models import DeploymentStatus as D
 from app.models import LaneStatus as L
-from app.models import Ring
+from app.models import Ring, RingDeployment
 
 RINGS: tuple[Ring, ...] = tuple(Ring)
 CAB_FROM = RINGS.index(Ring.PILOT)
@@ -51,6 +52,8 @@ LANE_MOVES: Mapping[L, frozenset[L]] = MappingProxyType(
         L.ROLLED_BACK: frozenset(),
     }
 )
+UNVERIFIED = frozenset({L.PUSHING, L.WAITING_PLANE, L.MEASURING, L.HELD, L.ROLLING_BACK})
+"""Lanes whose devices are changed, or about to be, and have not passed a gate."""
 LEFT = frozenset({L.PROMOTED, L.EMPTY_TARGET})
 """Lanes that no longer keep their ring from being left."""
 
@@ -157,18 +160,17 @@ def rings_up_to(target: Ring) -> tuple[Ring, ...]:
     return RINGS[: RINGS.index(target) + 1]
 
 
-def ring_is_left(statuses: Iterable[L]) -> bool:
-    """Whether a ring with lanes in these states may be left: all are done, at least one proved something."""
-    known = list(statuses)
-    return all(status in LEFT for status in known) and L.PROMOTED in known
+def ring_is_left(lanes: Sequence[RingDeployment]) -> bool:
+    """Whether a ring with these lanes is behind us: all done, and one proved something or all were passed.
+
+    A ring whose targets are all empty is passed by hand: its lanes stay EMPTY_TARGET, and are finished then.
+    """
+    proved = any(lane.status is L.PROMOTED for lane in lanes)
+    passed = all(lane.finished_at for lane in lanes)
+    return all(lane.status in LEFT for lane in lanes) and (proved or passed)
 
 
-def open_position(lanes: Iterable[tuple[int, L]]) -> int:
-    """The position of the first ring that is not left yet, of lanes given as (position, status)."""
-    by_position: dict[int, list[L]] = {}
-    for position, status in lanes:
-        by_position.setdefault(position, []).append(status)
-    return min(
-        (position for position, statuses in by_position.items() if not ring_is_left(statuses)),
-        default=max(by_position),
-    )
+def open_ring(lanes: Sequence[RingDeployment]) -> list[RingDeployment]:
+    """The lanes of the first ring that is not behind us, or of the last."""
+    by_ring = [list(ring) for _, ring in groupby(lanes, key=lambda lane: lane.position)]
+    return next((ring for ring in by_ring if not ring_is_left(ring)), by_ring[-1])

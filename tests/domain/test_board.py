@@ -25,7 +25,7 @@ from app.models import (
     Promotion,
     Ring,
 )
-from tests.domain.steps import S, event_types, operation_of, pass_ring, reload
+from tests.domain.steps import S, event_types, operation_of, pass_ring, push, reload
 from tests.factories import FACTORS, NOON, RISK_62, RISK_90, make_deployment
 
 DAY = timedelta(days=1)
@@ -381,6 +381,30 @@ async def test_an_approval_of_a_paused_deployment_starts_nothing_until_it_is_res
     _, started = await commands.resume(session, deployment.id, actor="bob", now=NOON + 70 * S)
 
     assert started == (await reload(session, deployment)).lanes[-1].operation_id
+    assert await pushes_of(session, deployment) == 3
+
+
+async def test_empty_rings_that_were_passed_by_hand_are_not_begun_again(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.PILOT, risk_factors=RISK_62)
+    lab, canary, pilot = deployment.lanes
+    for lane in (lab, canary):
+        await push(session, lane)
+        await promotion.promote(session, deployment.id, actor="bob", now=NOON, reason="nobody is there yet")
+    waiting = await reload(session, deployment)
+    assert waiting.status is DeploymentStatus.AWAITING_CAB
+    assert await codes(session, deployment) == ["awaiting_cab"]
+
+    _, started = await board.approve(
+        session, (await request_of(session, deployment)).id, YES, actor="carol", now=NOON + S
+    )
+
+    assert started == pilot.operation_id
+    assert await codes(session, deployment) == []
+    await commands.pause(session, deployment.id, actor="bob", now=NOON + S)
+    await commands.resume(session, deployment.id, actor="bob", now=NOON + S)
+    assert [lane.status.value for lane in (await reload(session, deployment)).lanes] == [
+        *("EMPTY_TARGET", "EMPTY_TARGET", "PENDING"),
+    ]
     assert await pushes_of(session, deployment) == 3
 
 

@@ -2,6 +2,7 @@
 """What operators order: legal or refused by the state, and harmless when repeated."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from app.domain import (
     commands,
     deployments,
     effects,
+    leases,
     operations,
     outcomes,
     promotion,
@@ -141,19 +143,48 @@ class TestPause:
         again = await order(session, Command.RESUME, deployment, now=NOON + 5 * S)
         assert again.lanes[1].operation_id == resumed.lanes[1].operation_id
 
-    async def test_resuming_wakes_what_looks_only_once_a_minute(self, session: AsyncSession) -> None:
+    @pytest.mark.parametrize("resumed", ["after the push began to wait", "while the push was about to wait"])
+    async def test_resuming_wakes_what_looks_only_once_a_minute(
+        self, session: AsyncSession, resumed: str
+    ) -> None:
         deployment = await make_deployment(session)
         assert deployment.operation_id is not None
         await order(session, Command.PAUSE, deployment)
+        claimed = await leases.claim(
+            session, deployment.operation_id, owner="worker", lease=timedelta(minutes=1)
+        )
+        assert claimed is not None
+
+        if resumed.startswith("while"):
+            await order(session, Command.RESUME, deployment)
+        await leases.again(
+            session, claimed, delay=pushes.LOOK_AGAIN, ended=outcomes.operation_ended, parked=True
+        )
+        if resumed.startswith("after"):
+            await order(session, Command.RESUME, deployment)
+
         operation = await operations.get(session, deployment.operation_id)
-        await operations.leave(
-            session, operation, OperationStatus.WAITING, run_after=operations.after(pushes.LOOK_AGAIN)
+        await session.refresh(operation)
+        assert operation.status is OperationStatus.WAITING
+        assert operation.run_after <= await outcomes.database_now(session)
+
+    async def test_a_pause_does_not_use_up_the_time_of_a_push(self, session: AsyncSession) -> None:
+        deployment = await make_deployment(session)
+        assert deployment.operation_id is not None
+        claimed = await leases.claim(
+            session, deployment.operation_id, owner="worker", lease=timedelta(minutes=1)
+        )
+        assert claimed is not None
+        before = (await operations.get(session, deployment.operation_id)).deadline
+
+        await leases.again(
+            session, claimed, delay=timedelta(days=3), ended=outcomes.operation_ended, parked=True
         )
 
-        await order(session, Command.RESUME, deployment)
-
-        await session.refresh(operation)
-        assert operation.run_after <= await outcomes.database_now(session)
+        after = await operations.get(session, deployment.operation_id)
+        assert before is not None
+        assert after.deadline is not None
+        assert after.deadline - before > timedelta(days=2, hours=23)
 
     async def test_it_stops_a_rollback_and_a_rollback_ends_it(self, session: AsyncSession) -> None:
         deployment = await make_deployment(session)

@@ -255,6 +255,16 @@ class TestBudget:
         assert (blocker.code, blocker.who_can_act) == (Code.BUDGET, Who.ADMIN)
         assert "the 6 it needs" in blocker.unblocks_when
 
+    async def test_a_lane_that_is_pushed_again_takes_its_part_anew(self, session: AsyncSession) -> None:
+        deployment = await make_deployment(session)
+        await self.reserve(session, deployment, *"abc")
+        lane = deployment.lanes[0]
+        assert lane.reserved == 3
+
+        await deployments.move_lane(session, deployment, lane, LaneStatus.FAILED, now=NOON)
+
+        assert (lane.reserved, (await budgets.budget(session, self.LIMITS)).used) == (0, 0)
+
     async def test_a_rollback_needs_no_budget(self, session: AsyncSession) -> None:
         deployment = await make_deployment(session)
         await self.reserve(session, deployment, *"abcde")
