@@ -12,7 +12,7 @@ from starlette.routing import Route
 from sandbox.ansible_pages import page, stamp
 from sandbox.fleet import Life
 from sandbox.journal import Document, Table
-from sandbox.plan import RINGS, Device, Software
+from sandbox.plan import RINGS, Device, Ring, Software
 from sandbox.plane import Plane
 from sandbox.rest import Body, Refused, effect_of, read, row_or_404
 
@@ -113,9 +113,10 @@ class Jobs:
         parent: Document | None,
     ) -> Document:
         """Run it on the hosts that the limit names; the fleet's devices check in while it runs."""
-        named = [ring for ring in RINGS if limit in {"", EVERYBODY, ring}]
-        rings = named if parent is None else parent["rings"]
         fleet, now = self._plane.fleet, self._plane.clock()
+        named = self._limited(limit)
+        only = {ring: some for ring, some in named.items() if some is not None} if parent is None else {}
+        rings = list(named) if parent is None else parent["rings"]
         product = str(variables.get("eucora_app_name", ""))
         version = str(variables.get("eucora_app_version", ""))
         removes = template["playbook"].startswith("rollback")
@@ -123,7 +124,10 @@ class Jobs:
         pending = PENDING_SECONDS * self._plane.scale
         runs = pending + max((fleet.longest_delay(ring) for ring in rings), default=0.0)
         intent: Literal["install", "uninstall"] = "uninstall" if removes else "install"
-        orders = {ring: fleet.begin(software, ring, intent, seconds=runs + 0.001).id for ring in rings}
+        orders = {
+            ring: fleet.begin(software, ring, intent, seconds=runs + 0.001, only=only.get(ring)).id
+            for ring in rings
+        }
         number = len(self._table) + 1
         row = {
             "id": number,
@@ -136,6 +140,7 @@ class Jobs:
             "ends": now + runs,
             "canceled": None,
             "rings": rings,
+            "only": {ring: list(some) for ring, some in only.items()},
             "orders": orders,
             "product": product,
             "app_id": software.app_id,
@@ -144,6 +149,17 @@ class Jobs:
             "effect_key": effect_of(request),
         }
         return self._table.put(str(number), row)
+
+    def _limited(self, limit: str) -> dict[Ring, tuple[int, ...] | None]:
+        """The rings that a limit names, whole (None) or by the numbers of their hosts."""
+        if limit in {"", EVERYBODY, *RINGS}:
+            return {ring: None for ring in RINGS if limit in {"", EVERYBODY, ring}}
+        names, found = set(limit.split(":")), dict[Ring, tuple[int, ...] | None]()
+        for ring in RINGS:
+            hosts = [each.index for each in self._plane.fleet.devices(ring) if each.name.lower() in names]
+            if hosts:
+                found[ring] = tuple(hosts)
+        return found
 
     async def _list(self, request: Request) -> Response:
         wanted = request.query_params.get("job_template")
@@ -227,7 +243,9 @@ class Jobs:
         fleet = self._plane.fleet
         only = None if row["parent"] is None else set(self._troubled(self._table[str(row["parent"])]))
         for ring in row["rings"]:
-            devices = [device for device in fleet.devices(ring) if only is None or device in only]
+            some = set(row["only"][ring]) if ring in row.get("only", ()) else None
+            named = (device for device in fleet.devices(ring) if some is None or device.index in some)
+            devices = [device for device in named if only is None or device in only]
             lives = fleet.lives(row["product"], ring, devices, until=row["ends"])
             for device, life in zip(devices, lives, strict=True):
                 yield device, outcome(life, row["orders"][ring], row["app_id"], removes=row["removes"])

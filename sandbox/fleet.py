@@ -9,6 +9,8 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 from zlib import crc32
 
@@ -37,7 +39,10 @@ Intent = Literal["install", "uninstall"]
 
 @dataclass(frozen=True)
 class Order:
-    """That a ring shall install or uninstall an application, from ``start`` on until it is withdrawn."""
+    """That a ring shall install or uninstall an application, from ``start`` on until it is withdrawn.
+
+    ``only``: of the ring's devices those with these numbers; None: all.
+    """
 
     id: str
     software: Software
@@ -45,6 +50,15 @@ class Order:
     intent: Intent
     start: float
     end: float | None = None
+    only: tuple[int, ...] | None = None
+
+    @cached_property
+    def _named(self) -> frozenset[int] | None:
+        return None if self.only is None else frozenset(self.only)
+
+    def concerns(self, device: Device) -> bool:
+        """Whether it is for this device of its ring."""
+        return self._named is None or device.index in self._named
 
     def holds(self, at: float) -> bool:
         """Whether the order was in force then."""
@@ -133,21 +147,34 @@ class Fleet:
         last = self.plan.devices(ring) if top is None else min(self.plan.devices(ring), skip + top)
         return (Device(ring, index) for index in range(skip, last))
 
-    def direct(self, software: Software, intents: Mapping[Ring, Intent]) -> None:
+    def direct(
+        self,
+        software: Software,
+        intents: Mapping[Ring, Intent],
+        only: Mapping[Ring, tuple[int, ...] | None] = MappingProxyType({}),
+    ) -> None:
         """Make these the standing orders for an application; one that stands already is left alone."""
         now = self._clock()
         for ring, order in list(self._standing[software.app_id].items()):
-            if intents.get(ring) != order.intent:
+            if intents.get(ring) != order.intent or only.get(ring) != order.only:
                 self._withdraw(order, now)
         for ring, intent in intents.items():
             if ring not in self._standing[software.app_id]:
                 key = f"{len(self._orders_table):08d}"
-                self._store(Order(key, software, ring, intent, start=now))
+                self._store(Order(key, software, ring, intent, start=now, only=only.get(ring)))
 
-    def begin(self, software: Software, ring: Ring, intent: Intent, *, seconds: float) -> Order:
+    def begin(
+        self,
+        software: Software,
+        ring: Ring,
+        intent: Intent,
+        *,
+        seconds: float,
+        only: tuple[int, ...] | None = None,
+    ) -> Order:
         """An order that is over after some seconds, as a job is; standing orders are not touched."""
         now, key = self._clock(), f"{len(self._orders_table):08d}"
-        order = Order(key, software, ring, intent, start=now, end=now + seconds)
+        order = Order(key, software, ring, intent, start=now, end=now + seconds, only=only)
         self._store(order)
         return order
 
@@ -231,7 +258,7 @@ def check_in(life: Life, device: Device, plan: Plan, orders: Sequence[Order], at
     wanted: Order | None = None
     for order in orders:
         odds = plan.odds(device.ring, order.software)
-        if not order.holds(at) or fate_of(plan, odds, device) is Fate.OFFLINE:
+        if not (order.holds(at) and order.concerns(device)) or fate_of(plan, odds, device) is Fate.OFFLINE:
             continue
         life.seen[order.id] = at
         if order.intent == "install":
@@ -245,4 +272,6 @@ def check_in(life: Life, device: Device, plan: Plan, orders: Sequence[Order], at
 
 def load_order(document: Document) -> Order:
     """An order from JSON."""
-    return Order(**{**document, "software": Software(**document["software"])})
+    only = document.get("only")
+    known = {"software": Software(**document["software"]), "only": None if only is None else tuple(only)}
+    return Order(**{**document, **known})

@@ -107,6 +107,7 @@ class Policies:
         if not partly and not general.get("name"):
             raise Refused(409, "Error: Name is required")
         groups = [int(found.text or 0) for found in root.iterfind("scope/computer_groups/computer_group/id")]
+        named = [int(found.text or 0) for found in root.iterfind("scope/computers/computer/id")]
         packages = [
             {"id": found.findtext("id"), "action": found.findtext("action")}
             for found in root.iterfind("package_configuration/packages/package")
@@ -114,18 +115,29 @@ class Policies:
         if any(self._packages.get(str(package["id"])) is None for package in packages):
             raise Refused(409, "Error: Problem with package")
         command = root.findtext("files_processes/run_command") or ""
-        return {"general": general, "groups": groups, "packages": packages, "command": command}
+        scope = {"groups": groups, "computers": named}
+        return {"general": general, **scope, "packages": packages, "command": command}
 
     def _direct(self) -> None:
         """Tell the fleet what stands, for each package that any policy ever named."""
         for package in self._packages.rows():
             intents: dict[Ring, Intent] = {}
+            only: dict[Ring, tuple[int, ...] | None] = {}
             for row in self._active():
                 intent = self._intent(row, package)
                 for ring in RINGS:
-                    if intent and GROUPS[ring] in row["groups"] and intents.get(ring) != "install":
-                        intents[ring] = intent
-            self._plane.fleet.direct(self._packages.software(package), intents)
+                    if intent and self._is_on(row, ring) and intents.get(ring) != "install":
+                        intents[ring], only[ring] = intent, self._named(row, ring)
+            self._plane.fleet.direct(self._packages.software(package), intents, only)
+
+    def _is_on(self, row: Document, ring: Ring) -> bool:
+        return GROUPS[ring] in row["groups"] or self._named(row, ring) is not None
+
+    def _named(self, row: Document, ring: Ring) -> tuple[int, ...] | None:
+        """The numbers of the ring's computers that a policy names, if it names any and not the group."""
+        devices = [device_of(number, self._plane) for number in row.get("computers") or ()]
+        found = tuple(device.index for device in devices if device is not None and device.ring == ring)
+        return None if GROUPS[ring] in row["groups"] or not found else found
 
     def _active(self) -> Iterator[Document]:
         return (row for row in self._table.values() if row["general"].get("enabled", "true") == "true")
@@ -153,7 +165,7 @@ class Policies:
         logs = [
             {"policy_id": row["id"], "policy_name": row["general"]["name"], "status": status}
             for row in self._table.values()
-            if GROUPS[device.ring] in row["groups"] and (status := self._ended(row, device)) is not None
+            if self._is_on(row, device.ring) and (status := self._ended(row, device)) is not None
         ]
         return answer(request, "computer_history", {"policy_logs": logs})
 
@@ -196,7 +208,11 @@ def shown(row: Document) -> Document:
     """A policy as it is read."""
     return {
         "general": {"id": row["id"], **row["general"], "enabled": row["general"].get("enabled") == "true"},
-        "scope": {"all_computers": False, "computer_groups": [{"id": number} for number in row["groups"]]},
+        "scope": {
+            "all_computers": False,
+            "computers": [{"id": number} for number in row.get("computers") or ()],
+            "computer_groups": [{"id": number} for number in row["groups"]],
+        },
         "package_configuration": {"packages": row["packages"]},
         "files_processes": {"run_command": row["command"]},
     }

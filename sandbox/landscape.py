@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
+from sandbox.fleet import Fleet
 from sandbox.journal import Document
 from sandbox.landscape_activities import Activities, Archive, rows_of
 from sandbox.landscape_search import computer_id, computers, rings
@@ -140,7 +141,7 @@ class Landscape:
     async def _computers(self, request: Request) -> Response:
         require_known(request, ["query", "limit", "offset"])
         query, fleet = request.query_params.get("query", ""), self._plane.fleet
-        whole = whole_rings(query)
+        whole = whole_rings(query, fleet)
         if whole is None:
             found = list(computers(query, fleet))
             return self._page(request, len(found), lambda skip, top: found[skip : skip + top])
@@ -231,12 +232,13 @@ class Landscape:
         return self._activities.shown(row)
 
 
-def whole_rings(query: str) -> tuple[Ring, ...] | None:
+def whole_rings(query: str, fleet: Fleet) -> tuple[Ring, ...] | None:
     """The rings, if a query names only whole ones."""
     try:
-        return rings(query) if query else RINGS
+        found = rings(query, fleet) if query else dict.fromkeys(RINGS)
     except Refused:
         return None
+    return tuple(found) if set(found.values()) == {None} else None
 
 
 def page(request: Request, total: int, rows: Callable[[int, int], Sequence[Document]]) -> Response:

@@ -63,7 +63,7 @@ class Activities:
         """An activity for every computer that the action has something to do on."""
         if len(names) != 1:
             raise Refused(400, "the sandbox changes one package at a time")
-        (name,), where, archive = names, rings(query), self.archive
+        (name,), where, archive = names, rings(query, self._plane.fleet), self.archive
         if name not in archive.packages:
             raise Refused(404, f"UnknownPackages: {name}")
         number, now = FIRST_ID + len(self._table), self._plane.clock()
@@ -74,6 +74,7 @@ class Activities:
             "version": archive.packages[name],
             "query": query,
             "rings": list(where),
+            "only": {ring: list(some) for ring, some in where.items() if some is not None},
             "creator": creator,
             "created": now,
             "approved": None if archive.approval else now,
@@ -95,7 +96,13 @@ class Activities:
         intent: Any = "uninstall" if row["action"] == "RemovePackages" else "install"
         orders = {
             ring: [
-                fleet.begin(Software(f"{name}={each}", name, each), ring, intent, seconds=FOR_EVER).id
+                fleet.begin(
+                    Software(f"{name}={each}", name, each),
+                    ring,
+                    intent,
+                    seconds=FOR_EVER,
+                    only=tuple(row["only"][ring]) if ring in row.get("only", ()) else None,
+                ).id
                 for each in sorted(versions)
             ]
             for ring in row["rings"]
@@ -194,7 +201,8 @@ class Activities:
         """The part of each computer that the action had something to do on when it was asked for."""
         fleet = self._plane.fleet
         for ring in row["rings"]:
-            devices = list(fleet.devices(ring))
+            some = set(row["only"][ring]) if ring in row.get("only", ()) else None
+            devices = [device for device in fleet.devices(ring) if some is None or device.index in some]
             before = fleet.lives(row["package"], ring, devices, until=row["created"])
             after = fleet.lives(row["package"], ring, devices)
             for device, earlier, life in zip(devices, before, after, strict=True):

@@ -95,10 +95,16 @@ def _rings(clause: Clause) -> set[Ring]:
     return {ring for ring in RINGS if wanted <= {ring.lower()}}
 
 
-def rings(query: str) -> tuple[Ring, ...]:
-    """The whole rings that a query names; the sandbox changes packages on nothing smaller."""
+def rings(query: str, fleet: Fleet) -> dict[Ring, tuple[int, ...] | None]:
+    """The rings that a query names, whole (None) or by the numbers of their computers."""
     clauses = parse(query)
-    if any(name not in {"tag", "access-group"} for clause in clauses for name, _ in clause) or not query:
-        raise Refused(400, "the sandbox changes packages by tag or access group only")
-    found = [_rings(clause) for clause in clauses]
-    return tuple(ring for ring in RINGS if any(ring in each for each in found))
+    names = {name for clause in clauses for name, _ in clause}
+    if query and names <= {"id"}:
+        found: dict[Ring, list[int]] = {}
+        for device in computers(query, fleet):
+            found.setdefault(device.ring, []).append(device.index)
+        return {ring: tuple(found[ring]) for ring in RINGS if ring in found}
+    if not names <= {"tag", "access-group"} or not query:
+        raise Refused(400, "the sandbox changes packages by tag, by access group or by ids only")
+    whole = [_rings(clause) for clause in clauses]
+    return {ring: None for ring in RINGS if any(ring in each for each in whole)}

@@ -252,6 +252,31 @@ async def test_failed_hosts_are_tried_again_and_only_they(world: World) -> None:
     assert ledger == ["assign", "assign/2"]
 
 
+async def test_a_rollback_reaches_who_was_touched_and_nobody_else(world: World) -> None:
+    body = json.loads(examples.make("jamf-firefox", world.folder / "packages").read_text())
+    submitted = await world.client.post("/deployments", body | {"target_ring": "LAB"})
+    done = await world.ended(submitted)
+    assert done["status"] == "COMPLETED"
+    asked = {"product": body["app_name"], "version": body["version"]}
+    rings = {"LAB": {"devices": 12, "delay": [0.05, 0.4]}}
+    await world.fleet(plane="jamf", rings=rings)
+    await eventually(
+        lambda: world.devices("jamf", **asked), within=20, until=lambda found: installed(found) == 12
+    )
+
+    await world.client.post(f"/deployments/{done['id']}/rollback", {"reason": "users complain"})
+    back = await world.ended(done, into={"ROLLED_BACK", "FAILED"}, within=60)
+
+    assert back["status"] == "ROLLED_BACK"
+    assert installed(await world.devices("jamf", **asked)) == 0
+    known = await world.client.every(f"/deployments/{back['id']}/devices")
+    assert sorted(device["late"] for device in known) == [False] * 10 + [True] * 2
+
+
+def installed(found: list[Json]) -> int:
+    return sum(bool(device["installed"]) for device in found)
+
+
 async def test_one_plane_of_three_that_fails_takes_the_ring_back_everywhere(world: World) -> None:
     body = json.loads(examples.make("three-planes", world.folder / "packages").read_text())
     planes: list[str] = body["planes"]

@@ -247,6 +247,7 @@ def removing(removal: Removal) -> Permit:
 
 async def take_back(job: Job, connector: Connector, removal: Removal, deployment_id: UUID) -> Outcome:
     """Remove, watch, and withdraw the removal once nobody needs it."""
+    removal = await name_devices(job, connector, removal)
     previous_id = await previous_version(job, connector, removal)
     removed = await remove(job, connector, removal, previous_id)
     await watch(job, connector, removal, removed)
@@ -271,6 +272,24 @@ async def take_back(job: Job, connector: Connector, removal: Removal, deployment
             now=job.runtime.clock(),
         )
     return Done({"outcome": "rolled_back" if progress.complete else "incomplete"})
+
+
+async def name_devices(job: Job, connector: Connector, removal: Removal) -> Removal:
+    """The removal of just the devices that were touched, where the plane can name so many.
+
+    Looks once more before anything leaves: a target's devices may have joined, and been served, since.
+    """
+    most = connector.manifest.names_devices
+    if not most:
+        return removal
+    if removal.remove.state is EffectState.PLANNED and removal.made.external_id is not None:
+        async for reports in connector.status(Action.ASSIGN, removal.installed):
+            async with job.transaction() as session:
+                now = job.runtime.clock()
+                await measurements.store_reports(session, removal.lane_id, reports, now=now)
+    async with job.transaction() as session:
+        named = await devices.named(session, removal.lane_id, most=most)
+    return replace(removal, devices=named or None)
 
 
 async def previous_version(job: Job, connector: Connector, removal: Removal) -> str | None:

@@ -122,7 +122,9 @@ async def list_deployments(
     return as_json(DeploymentPage(items=items, next_cursor=NEWEST.encode(following, page)))
 
 
-@router.get("/{deployment_id}", response_model=DeploymentRead, summary="Read a deployment with its lanes")
+@router.get(
+    "/{deployment_id:uuid}", response_model=DeploymentRead, summary="Read a deployment with its lanes"
+)
 @requires(Permission.READ)
 async def read_deployment(deployment_id: DeploymentId, session: SessionDep) -> Response:
     """Where the deployment and each of its lanes stand."""

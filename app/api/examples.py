@@ -135,6 +135,7 @@ PLANE: dict[str, Any] = {
         {"requests": 100, "seconds": 20.0, "applies_to": "writes to applications by one client of a tenant"}
     ],
     "max_concurrency": 8,
+    "names_devices": 0,
     "sources": ["https://learn.microsoft.com/graph/api/resources/intune-apps-win32lobapp"],
 }
 

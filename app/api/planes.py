@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.api.dependencies import CallDep, RuntimeDep, SessionDep
 from app.api.paging import CursorKey, Page, PageDep
 from app.api.routing import Route, requires
-from app.api.schema import Command, Label, Message, Shown, as_json
+from app.api.schema import Command, Count, Label, Message, Shown, as_json
 from app.connectors.catalogue import MANIFESTS
 from app.connectors.contract import Capability, PackageKind, Plane, TargetKind
 from app.domain import planes
@@ -57,6 +57,10 @@ class PlaneRead(Shown):
     limitations: Annotated[list[LimitationRead], Field(max_length=len(Capability))]
     rate_limits: Annotated[list[RateLimitRead], Field(max_length=100)]
     max_concurrency: Annotated[int | None, Field(ge=1, le=10_000)]
+    names_devices: Annotated[
+        Count,
+        Field(description="A removal may name so many devices; of more it reaches whoever the target holds."),
+    ]
     sources: Annotated[list[Message], Field(max_length=100)]
 
     @classmethod
@@ -73,6 +77,7 @@ class PlaneRead(Shown):
             package_kinds=sorted(manifest.package_kinds) if manifest else [],
             target_kinds=sorted(manifest.target_kinds) if manifest else [],
             capabilities=sorted(manifest.capabilities) if manifest else [],
+            names_devices=manifest.names_devices if manifest else 0,
             limitations=[LimitationRead(capability=what, reason=why) for what, why in cannot],
             rate_limits=[RateLimitRead.model_validate(limit) for limit in manifest.rate_limits]
             if manifest

@@ -136,6 +136,7 @@ class Manifest:
     """What a plane can do, known without calling it. ``cannot`` has every other capability, and why.
 
     ``retries_itself``: a device that failed tries again without being asked, at times of the plane's own.
+    ``names_devices``: a removal may name so many; of more, or with 0, it reaches whoever the target holds.
     """
 
     plane: Plane
@@ -148,6 +149,7 @@ class Manifest:
     costs: Mapping[Call, Cost]
     rate_limits: tuple[RateLimit, ...] = ()
     retries_itself: bool = False
+    names_devices: int = 0
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -190,6 +192,7 @@ class Assignment:
     ``key`` is the effect's, unique to one ring and one direction; ``external_id`` is what ``publish``
     returned. ``previous_id`` is the version a removal returns to. ``made_id`` is what ``assign`` or
     ``remove`` returned, at ``made_at``, once they did; ``baseline`` what ``baseline`` did before.
+    ``devices`` narrows a removal to those it names; None: whoever the target holds.
     """
 
     key: str
@@ -200,6 +203,7 @@ class Assignment:
     made_id: str | None = None
     made_at: datetime | None = None
     baseline: str | None = None
+    devices: tuple["Member", ...] | None = None
 
     @property
     def correlation_id(self) -> UUID:

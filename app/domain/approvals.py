@@ -67,6 +67,12 @@ async def newest(session: AsyncSession, deployment_id: UUID) -> Approval | None:
     return (await session.scalars(query.limit(1))).one_or_none()
 
 
+async def granted(session: AsyncSession, deployment_id: UUID) -> Approval | None:
+    """The newest request about a deployment that was approved."""
+    query = select(Approval).filter_by(deployment_id=deployment_id, status=ApprovalStatus.APPROVED)
+    return (await session.scalars(query.order_by(Approval.id.desc()).limit(1))).one_or_none()
+
+
 def decision_of(approval: Approval | None) -> Decision | None:
     """A request as guards look at it."""
     if approval is None:

@@ -29,6 +29,7 @@ async def facts_of(
         now=now,
         digest=approvals.digest_now(deployment, planes),
         decision=approvals.decision_of(await approvals.newest(session, deployment.id)),
+        granted=approvals.decision_of(await approvals.granted(session, deployment.id)),
         freezes=await freezes.ahead(session, now),
         windows=await freezes.windows(session),
         ways_back={plane.plane: plane.way_back for plane in planes},

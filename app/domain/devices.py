@@ -264,6 +264,15 @@ async def forget_failures(session: AsyncSession, lane_id: UUID, *, now: datetime
     await session.execute(FORGET_FAILURES, {"lane": lane_id, "now": now})
 
 
+async def named(session: AsyncSession, lane_id: UUID, *, most: int) -> tuple[Member, ...] | None:
+    """The lane's devices, late ones too, in a fixed order; None if there are more than ``most``."""
+    query = text(
+        "SELECT device_id, name FROM device_results WHERE lane_id = :lane ORDER BY device_id LIMIT :limit"
+    )
+    rows = (await session.execute(query, {"lane": lane_id, "limit": most + 1})).all()
+    return None if len(rows) > most else tuple(Member(row.device_id, row.name) for row in rows)
+
+
 @dataclass(frozen=True, slots=True)
 class RollbackCounts:
     """How far a lane's rollback is. ``silent`` devices never answered: nothing to take back from them yet."""

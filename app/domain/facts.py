@@ -93,13 +93,15 @@ class Work:
 class Facts:
     """Everything a guard may look at beside the deployment and the lane themselves.
 
-    ``digest`` is that of what the deployment would push now. ``needed``: devices of a lane's target, if they
-    were read. ``soak_left`` in seconds by lane.
+    ``digest`` is that of what would be pushed now. ``decision`` is the newest request, ``granted`` the
+    newest yes, which may be an older one. ``needed``: devices of a lane's target, if they
+    were read. ``soak_ends``: when a lane has soaked enough, if its measurements stay fresh.
     """
 
     now: datetime
     digest: str = ""
     decision: Decision | None = None
+    granted: Decision | None = None
     freezes: tuple[FreezeSpan, ...] = ()
     windows: Mapping[tuple[str, Ring], Calendar] = field(default_factory=dict)
     ways_back: Mapping[str, WayBack | None] = field(default_factory=dict)
@@ -111,9 +113,7 @@ class Facts:
     @property
     def approved(self) -> Decision | None:
         """The board's yes to just this content, if it gave one; its exception may be over."""
-        decision = self.decision
-        given = decision is not None and decision.status is ApprovalStatus.APPROVED
-        return decision if given and decision is not None and decision.digest == self.digest else None
+        return self.granted if self.granted is not None and self.granted.digest == self.digest else None
 
 
 @dataclass(frozen=True, slots=True)

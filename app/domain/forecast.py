@@ -126,7 +126,7 @@ def _of_ring(deployment: Deployment, plan: Plan, ring: Ring, outlook: Outlook, n
         outlook.facts, now=now, ways_back={plane.value: way for plane, way in plan.ways_back.items()}
     )
     needs = list(_needs(deployment, ring, facts))
-    granted = replace(facts, decision=_yes(facts, plan))
+    granted = replace(facts, granted=_yes(facts, plan))
     lanes: list[LaneForecast] = []
     for lane in deployment.lanes:
         if lane.ring is ring:

@@ -104,6 +104,7 @@ async def board_facts(session: AsyncSession, deployment: Deployment, *, now: dat
         now=now,
         digest=approvals.digest_now(deployment, planes),
         decision=approvals.decision_of(await approvals.newest(session, deployment.id)),
+        granted=approvals.decision_of(await approvals.granted(session, deployment.id)),
         ways_back={plane.plane: plane.way_back for plane in planes},
     )
 

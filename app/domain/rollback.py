@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, App, Assignment, Plane, Target
+from app.connectors.contract import Action, App, Assignment, Member, Plane, Target
 from app.domain import approvals, deployments, devices, effects, operations, rollout
 from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
@@ -179,7 +179,11 @@ async def _still_takes_back(session: AsyncSession, operation_id: UUID) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What to take back from where. Without ``previous_id`` look for ``rollback_version`` on the plane."""
+    """What to take back from where. Without ``previous_id`` look for ``rollback_version`` on the plane.
+
+    ``made`` is the assignment to undo. ``devices``: the touched ones, where the plane can name so many; None:
+    whoever the target holds.
+    """
 
     lane_id: UUID
     deployment_id: UUID
@@ -189,8 +193,15 @@ class Removal:
     external_id: str
     previous_id: str | None
     target: Target
+    made: Planned
     remove: Planned
     unassign: Planned
+    devices: tuple[Member, ...] | None = None
+
+    @property
+    def installed(self) -> Assignment:
+        """What is to be taken back, as it was made."""
+        return self.assignment(self.made, None)
 
     def assignment(self, planned: Planned, previous_id: str | None) -> Assignment:
         """The lane's assignment under the key of one effect."""
@@ -203,6 +214,7 @@ class Removal:
             made_id=planned.external_id,
             made_at=planned.settled_at,
             baseline=planned.baseline,
+            devices=self.devices,
         )
 
 
@@ -244,6 +256,7 @@ async def begin_removal(
         external_id=external_id,
         previous_id=(remove.checkpoint or {}).get("previous_id", previous_id),
         target=target_of(lane),
+        made=await effects.find_newest(session, lane, Action.ASSIGN),
         remove=remove,
         unassign=unassign,
     )

@@ -354,3 +354,29 @@ async def test_no_secret_stands_in_a_log_an_error_or_a_repr(
     told = [caplog.text, str(refused.value), *errors, repr(connector), repr(vars(connector))]
     told += [line for record in caplog.records for line in map(str, record.__dict__.values())]
     assert not [text for text in told if SECRET in text or WRONG in text]
+
+
+async def test_a_removal_reaches_just_the_devices_it_names_where_the_plane_can_name_them(
+    connect: Connect, sandbox: Sandbox, app: App
+) -> None:
+    quick_fleet(sandbox, devices=12)
+    connector = connect()
+    if not connector.manifest.names_devices:
+        pytest.skip("this plane takes back from whoever its group holds; the manifest says so")
+    made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(60)
+    assert set(await states(connector, made)) == {InstallState.INSTALLED}
+    named = [member async for page in connector.members(made.target) for member in page][:5]
+    given = replace(made, key=made.key_of(Action.REMOVE), made_id=None, devices=tuple(named))
+    given = replace(given, baseline=await connector.baseline(given))
+
+    removed = replace(given, made_id=await connector.remove(given))
+    assert await connector.remove(given) == removed.made_id
+    sandbox.advance(60)
+
+    have = {device["device_id"] for device in sandbox.devices(app) if device["installed"]}
+    assert len(have) == 7
+    assert have.isdisjoint(member.device_id for member in named)
+    told = await reports(connector, removed, Action.REMOVE)
+    assert {told[member.device_id].state for member in named} == {InstallState.NOT_INSTALLED}
+    assert (await connector.verify(Action.REMOVE, app, removed)).holds

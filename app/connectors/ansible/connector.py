@@ -8,6 +8,7 @@ so a template is looked at before each launch, and a job that lost its limit is 
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PositiveFloat, SecretStr, model_validator
@@ -68,6 +69,7 @@ MANIFEST = Manifest(
         Call.STATUS: Cost(2, PAGE),
         Call.FIND_VERSION: Cost(0),
     },
+    names_devices=1_000,
     sources=(
         "AWX awx/api/serializers.py and awx/api/views (2024-10-23)",
         "AWX 19 API document (2021-11-10)",
@@ -194,7 +196,7 @@ class Ansible(AbsentParts):
 
     async def _launch(self, assignment: Assignment, template_id: str, key: str) -> str:
         headers = effect_headers(assignment)
-        scope = await self._scope(assignment.target, headers)
+        scope = await self._scope(assignment, headers)
         found = await self._job(template_id, key, scope, headers)
         if found is not None:
             return str(found["id"])
@@ -214,15 +216,16 @@ class Ansible(AbsentParts):
             what = " and ".join(ignored) or "limit"
             raise PolicyError(f"AWX ignored our {what}; job {job['id']} was cancelled", service=SERVICE)
 
-    async def _scope(self, target: Target, headers: Headers | None = None) -> Mapping[str, Any]:
-        """``limit`` and ``inventory`` of a target."""
+    async def _scope(self, assignment: Assignment, headers: Headers) -> Mapping[str, Any]:
+        """``limit`` and ``inventory`` of a target, or of the hosts that are named."""
+        target, hosts = assignment.target, [_plain(host.name) for host in assignment.devices or ()]
         if target.kind is TargetKind.INVENTORY:
-            return {"limit": EVERYBODY, "inventory": int(target.ref)}
+            return {"limit": ":".join(hosts) or EVERYBODY, "inventory": int(target.ref)}
         group = await self._awx.get(f"/groups/{target.ref}/", headers=headers)
-        name = str(group.get("name", ""))
-        if not name or wire.PATTERN_SIGNS.search(name):
-            raise PolicyError(f"the group's name {name!r} means something else in a limit", service=SERVICE)
-        return {"limit": name, "inventory": group["inventory"]}
+        return {
+            "limit": ":".join(hosts) or _plain(str(group.get("name", ""))),
+            "inventory": group["inventory"],
+        }
 
     async def _job(
         self, template_id: str, key: str, scope: Mapping[str, Any], headers: Headers
@@ -269,7 +272,8 @@ class Ansible(AbsentParts):
         """The job of one of the ring's effects."""
         headers = effect_headers(assignment)
         template = assignment.external_id if action is Action.ASSIGN else await self._rollback(assignment)
-        scope = await self._scope(assignment.target, headers)
+        asked = assignment if action is Action.REMOVE else replace(assignment, devices=None)
+        scope = await self._scope(asked, headers)
         return await self._job(template, assignment.key_of(action), scope, headers)
 
     async def _cancel(self, job: Json, headers: Headers) -> None:
@@ -342,3 +346,14 @@ class Ansible(AbsentParts):
             return Verified(holds=all(job is None or job["status"] in OVER for job in jobs))
         job = await self._made_by(assignment, action)
         return Verified(holds=job is not None, external_id=str(job["id"]) if job else None)
+
+
+def _plain(name: str) -> str:
+    """The name of a group or a host as a limit.
+
+    Raises:
+        PolicyError: it would mean something else there.
+    """
+    if not name or wire.PATTERN_SIGNS.search(name):
+        raise PolicyError(f"the name {name!r} means something else in a limit", service=SERVICE)
+    return name

@@ -64,6 +64,7 @@ MANIFEST = Manifest(
         Call.STATUS: Cost(1, 100),
         Call.FIND_VERSION: Cost(1),
     },
+    names_devices=10_000,
     sources=("Jamf Pro API document 11.30.1 (2026-07)", "Jamf scalability best practices: 5 connections"),
 )
 
@@ -179,12 +180,10 @@ class Jamf(AbsentParts):
         if script is None:
             detail = "the package has no uninstall_script, and there is no version to return to"
             raise PolicyError(detail, service=SERVICE)
-        name, group = wire.policy_name(assignment.key), assignment.target.ref
-        return await self._put(assignment, wire.uninstall_policy(name, group, script))
+        return await self._put(assignment, wire.uninstall_policy(assignment, script))
 
     async def _install(self, assignment: Assignment, package_id: str) -> str:
-        name, group = wire.policy_name(assignment.key), assignment.target.ref
-        return await self._put(assignment, wire.install_policy(name, group, package_id))
+        return await self._put(assignment, wire.install_policy(assignment, package_id))
 
     async def _put(self, assignment: Assignment, policy: bytes) -> str:
         """The id of the effect's policy, created if there is none."""
@@ -218,11 +217,11 @@ class Jamf(AbsentParts):
 
     async def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
         """The computers of the group, be it smart or static. Held in memory: their ids."""
-        async for computers in self._computers(target, GENERAL):
+        async for computers in self._computers(await self._ids(target), GENERAL):
             yield [wire.member(computer) for computer in computers]
 
-    async def _computers(self, target: Target, sections: list[str]) -> AsyncIterator[Sequence[Json]]:
-        for ids in wire.chunks(await self._ids(target), COMPUTERS):
+    async def _computers(self, known: list[str], sections: list[str]) -> AsyncIterator[Sequence[Json]]:
+        for ids in wire.chunks(known, COMPUTERS):
             params = {"section": sections, "filter": wire.among(ids), "page-size": str(COMPUTERS)}
             async for computers in self._api.pages("/v4/computers-inventory", params):
                 yield computers
@@ -252,7 +251,9 @@ class Jamf(AbsentParts):
     async def _reports(
         self, action: Action, assignment: Assignment, version: str
     ) -> AsyncIterator[Sequence[DeviceReport]]:
-        async for computers in self._computers(assignment.target, SOFTWARE):
+        named = assignment.devices
+        known = await self._ids(assignment.target) if named is None else [one.device_id for one in named]
+        async for computers in self._computers(known, SOFTWARE):
             told: list[DeviceReport] = []
             for few in wire.chunks(computers, MANIFEST.max_concurrency):  # more would overrun our own queue
                 asked = (self._report(action, assignment, version, computer) for computer in few)

@@ -7,7 +7,15 @@ from datetime import datetime
 from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
-from app.connectors.contract import Action, App, DeviceReport, InstallState, Member, UploadProgress
+from app.connectors.contract import (
+    Action,
+    App,
+    Assignment,
+    DeviceReport,
+    InstallState,
+    Member,
+    UploadProgress,
+)
 from app.connectors.packages import PkgPackage
 from app.connectors.rest import Json, package_of
 from app.resilience.errors import PermanentError
@@ -118,18 +126,18 @@ def policy_name(key: str) -> str:
     return f"{MARKER}{key.replace('/', ' ')}"
 
 
-def install_policy(name: str, group: str, package_id: str) -> bytes:
-    """A policy that installs a package once on each computer of a group, and reports what is there then."""
-    policy = _policy(name, group)
+def install_policy(assignment: Assignment, package_id: str) -> bytes:
+    """A policy that installs a package once on each computer, and reports what is there then."""
+    policy = _policy(assignment)
     packages = ET.SubElement(ET.SubElement(policy, "package_configuration"), "packages")
     package = ET.SubElement(packages, "package")
     _text(package, id=package_id, action="Install")
     return _finished(policy)
 
 
-def uninstall_policy(name: str, group: str, script: str) -> bytes:
-    """A policy that runs a command once on each computer of a group, and reports what is there then."""
-    policy = _policy(name, group)
+def uninstall_policy(assignment: Assignment, script: str) -> bytes:
+    """A policy that runs a command once on each computer, and reports what is there then."""
+    policy = _policy(assignment)
     _text(ET.SubElement(policy, "files_processes"), run_command=script)
     return _finished(policy)
 
@@ -141,15 +149,18 @@ def disabled_policy() -> bytes:
     return _written(policy)
 
 
-def _policy(name: str, group: str) -> ET.Element:
+def _policy(assignment: Assignment) -> ET.Element:
+    """Enabled, on the computers that are named, or on the group."""
     policy = ET.Element("policy")
-    general = ET.SubElement(policy, "general")
+    general, name = ET.SubElement(policy, "general"), policy_name(assignment.key)
     _text(general, name=name, enabled="true", trigger_checkin="true", frequency=FREQUENCY)
     scope = ET.SubElement(policy, "scope")
     _text(scope, all_computers="false")
-    ET.SubElement(scope, "computers")
-    groups = ET.SubElement(scope, "computer_groups")
-    _text(ET.SubElement(groups, "computer_group"), id=group)
+    computers, groups = ET.SubElement(scope, "computers"), ET.SubElement(scope, "computer_groups")
+    for device in assignment.devices or ():
+        _text(ET.SubElement(computers, "computer"), id=device.device_id)
+    if assignment.devices is None:
+        _text(ET.SubElement(groups, "computer_group"), id=assignment.target.ref)
     return policy
 
 

@@ -6,6 +6,7 @@ cannot be asked for either: a push is refused where a computer's archives would 
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import BaseModel, Field, PositiveFloat, SecretStr, model_validator
@@ -63,6 +64,7 @@ MANIFEST = Manifest(
         Call.STATUS: Cost(2, 100),
         Call.FIND_VERSION: Cost(0),
     },
+    names_devices=COMPUTERS,
     sources=("Canonical landscape-documentation, docs/reference/api (2026)",),
 )
 
@@ -187,7 +189,7 @@ class Landscape(AbsentParts):
     async def _packages(self, assignment: Assignment) -> AsyncIterator[Sequence[Json]]:
         """What the ring's computers have of the package, and could have: as many at once as a query names."""
         name, headers = wire.deb(assignment.app).name, effect_headers(assignment)
-        async for members in self._members(assignment.target, rows=COMPUTERS, headers=headers):
+        async for members in self._members(wire.where(assignment), rows=COMPUTERS, headers=headers):
             query = " OR ".join(f"id:{computer['id']}" for computer in members)
             page = await self._api.get("/packages", {"query": query, "names": name}, headers=headers)
             yield [
@@ -199,7 +201,7 @@ class Landscape(AbsentParts):
 
     async def _queue(self, assignment: Assignment, action: str) -> str:
         named = numbered("packages", [wire.deb(assignment.app).name])
-        params = {"query": wire.query(assignment.target), **named}
+        params = {"query": wire.where(assignment), **named}
         activity = await self._api.queue(action, params, headers=effect_headers(assignment))
         if not activity.get("id"):
             raise PermanentError("Landscape queued an activity and did not say which", service=SERVICE)
@@ -254,27 +256,26 @@ class Landscape(AbsentParts):
         for activity in await self._newest(headers):
             kind = wire.kind_of(activity, assignment.app, creator=self._login.me)
             new = int(activity["id"]) > after and kind in wire.KINDS[action] and kind not in found
-            if new and await self._is_on(str(activity["id"]), assignment.target, headers):
+            asked = assignment if action is Action.REMOVE else replace(assignment, devices=None)
+            if new and await self._is_on(str(activity["id"]), wire.where(asked), headers):
                 found[str(kind)] = str(activity["id"])
         return found
 
-    async def _is_on(self, number: str, target: Target, headers: Headers) -> bool:
-        """Whether an activity is of the target's computers: its first one tells."""
+    async def _is_on(self, number: str, where: str, headers: Headers) -> bool:
+        """Whether an activity is of the computers that a query finds: its first one tells."""
         async for children in self._api.activities(f"parent-id:{number}", headers=headers, rows=1):
-            query = f"({wire.query(target)}) id:{children[0]['computer_id']}"
+            query = f"({where}) id:{children[0]['computer_id']}"
             page = await self._api.get("/computers", {"query": query, "limit": "1"}, headers=headers)
             return bool(self._api.items_of(page))
         return False
 
     async def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
         """The computers that the tag, the access group or the query finds."""
-        async for page in self._members(target, rows=1000):
+        async for page in self._members(wire.query(target), rows=1000):
             yield [wire.member(computer) for computer in page]
 
-    def _members(
-        self, target: Target, *, rows: int, headers: Headers | None = None
-    ) -> AsyncIterator[list[Json]]:
-        params = {"query": wire.query(target), "limit": str(rows)}
+    def _members(self, where: str, *, rows: int, headers: Headers | None = None) -> AsyncIterator[list[Json]]:
+        params = {"query": where, "limit": str(rows)}
         return self._api.pages("/computers", params, headers=headers)
 
     async def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:

@@ -5,7 +5,16 @@ import re
 from datetime import datetime
 from typing import Any
 
-from app.connectors.contract import Action, App, DeviceReport, InstallState, Member, Target, TargetKind
+from app.connectors.contract import (
+    Action,
+    App,
+    Assignment,
+    DeviceReport,
+    InstallState,
+    Member,
+    Target,
+    TargetKind,
+)
 from app.connectors.packages import DebPackage
 from app.connectors.rest import Json, package_of
 from app.resilience.errors import PolicyError
@@ -58,6 +67,14 @@ def query(target: Target) -> str:
     if not NAME.fullmatch(target.ref):
         raise PolicyError(f"{target.ref!r} is no name of a {target.kind.value}", service=SERVICE)
     return f"{'tag' if target.kind is TargetKind.TAG else 'access-group'}:{target.ref}"
+
+
+def where(assignment: Assignment) -> str:
+    """The computers of an assignment: those that are named, or the target's."""
+    named = assignment.devices
+    if named is None:
+        return query(assignment.target)
+    return " OR ".join(f"id:{device.device_id}" for device in named)
 
 
 def none(value: Any) -> Any:
