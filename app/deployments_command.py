@@ -167,36 +167,20 @@ def promote_deployment(
     order(deployment_id, "promote", body, url=url, token=token, as_json=as_json)
 
 
-@deployments.command("pause")
-def pause_deployment(
-    deployment_id: Id, *, reason: Why = None, url: ApiUrl = URL, token: ApiToken, as_json: AsJson = False
-) -> None:
-    """Touch no new device until it is resumed; a rollback is stopped just so."""
-    order(deployment_id, "pause", {"reason": reason}, url=url, token=token, as_json=as_json)
+def add_order(command: str, told: str) -> None:
+    """A command that gives an order which takes nothing but a reason."""
+
+    @deployments.command(command, help=told)
+    def give(
+        deployment_id: Id, *, reason: Why = None, url: ApiUrl = URL, token: ApiToken, as_json: AsJson = False
+    ) -> None:
+        order(deployment_id, command, {"reason": reason}, url=url, token=token, as_json=as_json)
 
 
-@deployments.command("resume")
-def resume_deployment(
-    deployment_id: Id, *, reason: Why = None, url: ApiUrl = URL, token: ApiToken, as_json: AsJson = False
-) -> None:
-    """Go on; nothing is repeated."""
-    order(deployment_id, "resume", {"reason": reason}, url=url, token=token, as_json=as_json)
-
-
-@deployments.command("cancel")
-def cancel_deployment(
-    deployment_id: Id, *, reason: Why = None, url: ApiUrl = URL, token: ApiToken, as_json: AsJson = False
-) -> None:
-    """End it where it is: what is installed stays, what devices have not begun is withdrawn."""
-    order(deployment_id, "cancel", {"reason": reason}, url=url, token=token, as_json=as_json)
-
-
-@deployments.command("rollback")
-def rollback_deployment(
-    deployment_id: Id, *, reason: Why = None, url: ApiUrl = URL, token: ApiToken, as_json: AsJson = False
-) -> None:
-    """Take it back from every device it may have reached, newest ring first."""
-    order(deployment_id, "rollback", {"reason": reason}, url=url, token=token, as_json=as_json)
+add_order("pause", "Touch no new device until it is resumed; a rollback is stopped just so.")
+add_order("resume", "Go on; nothing is repeated.")
+add_order("cancel", "End it where it is: what is installed stays, what devices have not begun is withdrawn.")
+add_order("rollback", "Take it back from every device it may have reached, newest ring first.")
 
 
 @deployments.command("retry")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api.dependencies import CallDep, ExpectedVersion, RuntimeDep, SessionDep
+from app.api.dependencies import OrderDep, SessionDep
 from app.api.paging import CursorKey, Newest, Page, PageDep
 from app.api.routing import Route, requires
 from app.api.schema import (
@@ -165,20 +165,9 @@ async def read_approval(approval_id: ApprovalId, session: SessionDep) -> Respons
     "/{approval_id}/approve", status_code=202, response_model=ApprovalRead, summary="Approve a deployment"
 )
 @requires(Permission.APPROVAL_DECIDE)
-async def approve_approval(
-    *,
-    approval_id: ApprovalId,
-    body: Decision,
-    session: SessionDep,
-    runtime: RuntimeDep,
-    call: CallDep,
-    version: ExpectedVersion,
-) -> Response:
+async def approve_approval(approval_id: ApprovalId, body: Decision, order: OrderDep) -> Response:
     """Say yes: what waited for it goes on by itself. Nobody decides on what they submitted."""
-    actor, now = call.actor.name, runtime.clock()
-    row, started = await board.approve(
-        session, approval_id, body.to_verdict(), actor=actor, now=now, version=version
-    )
+    row, started = await board.approve(order.session, approval_id, body.to_verdict(), **order.by)
     return tagged(ApprovalRead.of(row, started), 202)
 
 
@@ -186,18 +175,7 @@ async def approve_approval(
     "/{approval_id}/reject", status_code=202, response_model=ApprovalRead, summary="Reject a deployment"
 )
 @requires(Permission.APPROVAL_DECIDE)
-async def reject_approval(
-    *,
-    approval_id: ApprovalId,
-    body: Rejection,
-    session: SessionDep,
-    runtime: RuntimeDep,
-    call: CallDep,
-    version: ExpectedVersion,
-) -> Response:
+async def reject_approval(approval_id: ApprovalId, body: Rejection, order: OrderDep) -> Response:
     """Say no: the deployment ends; what is installed stays, what devices have not begun is withdrawn."""
-    actor, now = call.actor.name, runtime.clock()
-    row, started = await board.reject(
-        session, approval_id, body.to_verdict(), actor=actor, now=now, version=version
-    )
+    row, started = await board.reject(order.session, approval_id, body.to_verdict(), **order.by)
     return tagged(ApprovalRead.of(row, started), 202)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What operators order of a deployment: promote, pause, resume, cancel, roll back, retry."""
 
-from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import StrictBool
 from starlette.responses import Response
 
-from app.api.dependencies import CallDep, ExpectedVersion, RuntimeDep, ServiceDep, SessionDep
+from app.api.dependencies import Order, OrderDep, ServiceDep
 from app.api.deployments import DeploymentId, DeploymentRead
 from app.api.routing import Route, requires
 from app.api.schema import Command, Given, Instant, Reason, tagged
@@ -43,24 +42,6 @@ class RetryCommand(Command):
     reset_budget: StrictBool = False
 
 
-class Order:
-    """What every command of this call gives the domain: who, when, and the version it was decided on."""
-
-    def __init__(
-        self, session: SessionDep, runtime: RuntimeDep, call: CallDep, version: ExpectedVersion
-    ) -> None:
-        self.session = session
-        self.call = call
-        self._given: dict[str, Any] = {"actor": call.actor.name, "now": runtime.clock(), "version": version}
-
-    def given(self, body: Command | None) -> dict[str, Any]:
-        """The same with the command's reason."""
-        return {**self._given, "reason": body.reason if body else None}
-
-
-OrderDep = Annotated[Order, Depends(scope="function")]
-
-
 @router.post(
     "/{deployment_id}/promote",
     status_code=202,
@@ -75,7 +56,7 @@ async def promote_deployment(
     override = body.override.to_override() if body and body.override else None
     order.call.require(Permission.GATE_OVERRIDE if override else Permission.DEPLOYMENT_COMMAND)
     deployment, started = await promotion.promote(
-        order.session, deployment_id, override=override, **order.given(body)
+        order.session, deployment_id, override=override, **order.by, reason=reason_of(body)
     )
     return await commanded(order, deployment, started)
 
@@ -88,7 +69,7 @@ async def pause_deployment(
     deployment_id: DeploymentId, order: OrderDep, body: Command | None = None
 ) -> Response:
     """From this answer on no new device is touched, by a rollback neither; measuring goes on."""
-    deployment = await commands.pause(order.session, deployment_id, **order.given(body))
+    deployment = await commands.pause(order.session, deployment_id, **order.by, reason=reason_of(body))
     return await commanded(order, deployment, None)
 
 
@@ -100,7 +81,9 @@ async def resume_deployment(
     deployment_id: DeploymentId, order: OrderDep, body: Command | None = None
 ) -> Response:
     """Go on; nothing is repeated. Asks the board again where its request ran out undecided."""
-    deployment, started = await commands.resume(order.session, deployment_id, **order.given(body))
+    deployment, started = await commands.resume(
+        order.session, deployment_id, **order.by, reason=reason_of(body)
+    )
     return await commanded(order, deployment, started)
 
 
@@ -112,7 +95,9 @@ async def cancel_deployment(
     deployment_id: DeploymentId, order: OrderDep, body: Command | None = None
 ) -> Response:
     """End it where it is: what is installed stays, what devices have not begun is withdrawn."""
-    deployment, started = await commands.cancel(order.session, deployment_id, **order.given(body))
+    deployment, started = await commands.cancel(
+        order.session, deployment_id, **order.by, reason=reason_of(body)
+    )
     return await commanded(order, deployment, started)
 
 
@@ -127,7 +112,9 @@ async def rollback_deployment(
     deployment_id: DeploymentId, order: OrderDep, body: Command | None = None
 ) -> Response:
     """Remove the version from every device it may have reached, newest ring first."""
-    deployment, started = await rollback.begin(order.session, deployment_id, **order.given(body))
+    deployment, started = await rollback.begin(
+        order.session, deployment_id, **order.by, reason=reason_of(body)
+    )
     return await commanded(order, deployment, started)
 
 
@@ -149,9 +136,15 @@ async def retry_deployment(
         manifests=service.manifests,
         limits=service.runtime.limits,
         reset_budget=body.reset_budget if body else False,
-        **order.given(body),
+        **order.by,
+        reason=reason_of(body),
     )
     return await commanded(order, deployment, started)
+
+
+def reason_of(body: Command | None) -> str | None:
+    """Why the command was given, if that was said."""
+    return body.reason if body else None
 
 
 async def commanded(order: Order, deployment: Deployment, started: UUID | None) -> Response:

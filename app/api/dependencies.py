@@ -4,7 +4,7 @@
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Header
@@ -157,8 +157,27 @@ async def expected_version(
     return int(tag[1])
 
 
+class Order:
+    """A command of this call: where it is carried out, and what it gives the domain (``by``).
+
+    That is who gave it, when, and the version of the resource it was decided on.
+    """
+
+    def __init__(
+        self,
+        session: Annotated[AsyncSession, Depends(open_session, scope="function")],
+        runtime: Annotated[Runtime, Depends(runtime)],
+        call: Annotated[Call, Depends(call)],
+        version: Annotated[int | None, Depends(expected_version)],
+    ) -> None:
+        self.session = session
+        self.call = call
+        self.by: Mapping[str, Any] = {"actor": call.actor.name, "now": runtime.clock(), "version": version}
+
+
 ServiceDep = Annotated[Service, Depends(service)]
 RuntimeDep = Annotated[Runtime, Depends(runtime)]
 CallDep = Annotated[Call, Depends(call)]
 SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
 ExpectedVersion = Annotated[int | None, Depends(expected_version)]
+OrderDep = Annotated[Order, Depends(scope="function")]

@@ -3,8 +3,9 @@
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import App, Target, TargetKind
+from app.connectors.contract import App, Assignment, Target, TargetKind
 from app.connectors.packages import PACKAGE
+from app.domain.effects import Planned
 from app.models import Deployment, DeploymentPlane, RingDeployment
 
 
@@ -22,6 +23,21 @@ def application(deployment: Deployment, plane: DeploymentPlane) -> App:
         version=deployment.app_version,
         package=PACKAGE.validate_python(plane.package),
         correlation_id=deployment.correlation_id,
+    )
+
+
+def assignment_of(
+    lane: RingDeployment, app: App, made: Planned, external_id: str, *, key: str | None = None
+) -> Assignment:
+    """What was put on the lane's target, under its own key or that of what is to be done with it."""
+    return Assignment(
+        key or made.key,
+        app,
+        external_id,
+        target_of(lane),
+        made_id=made.external_id,
+        made_at=made.settled_at,
+        baseline=made.baseline,
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import selectinload
 
 from app.domain import events, rollout
 from app.domain.events import SYSTEM
-from app.domain.facts import Decision
+from app.domain.facts import Decision, Facts
 from app.errors import NotFound
 from app.models import Approval, ApprovalStatus, Deployment, DeploymentPlane, Ring, WayBack
 
@@ -84,6 +84,18 @@ def decision_of(approval: Approval | None) -> Decision | None:
         expires_at=approval.expires_at,
         exception_expires_at=approval.exception_expires_at,
         irreversible=frozenset(approval.irreversible),
+    )
+
+
+async def facts_of(session: AsyncSession, deployment: Deployment, *, now: datetime) -> Facts:
+    """What the guards look at that only a decision removes."""
+    planes = await planes_of(session, deployment.id)
+    return Facts(
+        now=now,
+        digest=digest_now(deployment, planes),
+        decision=decision_of(await newest(session, deployment.id)),
+        granted=decision_of(await granted(session, deployment.id)),
+        ways_back={plane.plane: plane.way_back for plane in planes},
     )
 
 

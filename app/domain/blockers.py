@@ -24,15 +24,10 @@ async def facts_of(
     lane: RingDeployment | None = None,
 ) -> Facts:
     """Everything the guards of the deployment look at; with ``lane`` also how many devices that one needs."""
-    planes = await approvals.planes_of(session, deployment.id)
-    return Facts(
-        now=now,
-        digest=approvals.digest_now(deployment, planes),
-        decision=approvals.decision_of(await approvals.newest(session, deployment.id)),
-        granted=approvals.decision_of(await approvals.granted(session, deployment.id)),
+    return replace(
+        await approvals.facts_of(session, deployment, now=now),
         freezes=await freezes.ahead(session, now),
         windows=await freezes.windows(session),
-        ways_back={plane.plane: plane.way_back for plane in planes},
         budget=await budgets.budget(session, limits, without=lane.id if lane else None),
         needed={lane.id: await devices.count_members(session, lane.id)} if lane else {},
     )

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ring on one plane: locked, waiting for its plane, held. Pushes and measurements build on this."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import deployments
+from app.domain import deployments, operations
 from app.domain.facts import Code
+from app.domain.operations import OperationKind, Subject
 from app.errors import NotFound
 from app.models import Deployment, DeploymentStatus, LaneStatus, RingDeployment
 
@@ -40,6 +41,27 @@ async def lock_lane(session: AsyncSession, lane_id: UUID) -> tuple[Deployment, R
         raise NotFound(f"there is no lane {lane_id}")
     deployment = await deployments.lock(session, deployment_id)
     return deployment, next(lane for lane in deployment.lanes if lane.id == lane_id)
+
+
+async def enqueue(
+    session: AsyncSession,
+    deployment: Deployment,
+    lane: RingDeployment,
+    kind: OperationKind,
+    *,
+    delay: timedelta = timedelta(0),
+) -> UUID:
+    """Have something done with a lane; the operation, which is the lane's own from now on."""
+    lane.operation_id = await operations.enqueue(
+        session,
+        kind,
+        subject=Subject("lane", str(lane.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+        delay=delay,
+    )
+    await session.flush()
+    return lane.operation_id
 
 
 async def wait_for_plane(

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, DeviceReport, Plane
 from app.domain import (
+    approvals,
     deployments,
     devices,
     effects,
@@ -21,7 +22,7 @@ from app.domain import (
     rollback,
     signatures,
 )
-from app.domain.applications import application, plane_of, target_of
+from app.domain.applications import application, assignment_of, plane_of
 from app.domain.events import SYSTEM
 from app.domain.facts import Code, Place
 from app.domain.gates import Counts, Judgement, Verdict, judge
@@ -54,15 +55,7 @@ async def begin_measure(session: AsyncSession, lane_id: UUID) -> Measurement | N
     deployment = await session.get_one(Deployment, lane.deployment_id)
     app = application(deployment, await plane_of(session, lane))
     made = await effects.find_newest(session, lane, Action.ASSIGN)
-    assignment = Assignment(
-        made.key,
-        app,
-        lane.external_id,
-        target_of(lane),
-        made_id=made.external_id,
-        made_at=made.settled_at,
-        baseline=made.baseline,
-    )
+    assignment = assignment_of(lane, app, made, lane.external_id)
     return Measurement(lane_id, Plane(lane.plane), assignment)
 
 
@@ -108,7 +101,7 @@ async def _reversible(
         return None
     if (await plane_of(session, lane)).way_back is not WayBack.NONE:
         return True
-    facts = await promotion.board_facts(session, deployment, now=now)
+    facts = await approvals.facts_of(session, deployment, now=now)
     return guards.irreversible(Place(deployment, lane), facts) is None
 
 

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import approvals, deployments, events, operations, planner, rollout
+from app.domain import approvals, deployments, events, lanes, operations, planner, rollout
 from app.domain.deployments import current_ring, following, ring_lanes
 from app.domain.events import SYSTEM
-from app.domain.facts import Code, Facts
-from app.domain.operations import OperationKind, Subject
+from app.domain.facts import Code
+from app.domain.operations import OperationKind
 from app.domain.planner import Next
 from app.domain.rollout import Command
 from app.errors import IllegalTransition, Invalid
@@ -27,15 +27,7 @@ OVERRULED = frozenset({LaneStatus.HELD, LaneStatus.MEASURING, LaneStatus.WAITING
 
 async def queue_push(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
     """Have one lane pushed; the operation."""
-    lane.operation_id = await operations.enqueue(
-        session,
-        OperationKind.DEPLOY_TO_CONNECTOR,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-    )
-    await session.flush()
-    return lane.operation_id
+    return await lanes.enqueue(session, deployment, lane, OperationKind.DEPLOY_TO_CONNECTOR)
 
 
 async def start_ring(
@@ -56,14 +48,14 @@ async def advance(session: AsyncSession, deployment: Deployment, *, now: datetim
     changed, with the deployment locked.
     """
     ring = current_ring(deployment)
-    lanes = ring_lanes(deployment, ring)
+    of_ring = ring_lanes(deployment, ring)
     if deployment.status not in GOING_ON or deployment.paused:
         return None
     if deployment.status is DeploymentStatus.APPROVED:
         return await begin_ring(session, deployment, ring_to_begin(deployment), now=now)
-    if rollout.ring_is_left(lanes):
+    if rollout.ring_is_left(of_ring):
         return await leave_ring(session, deployment, ring, now=now)
-    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes):
+    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in of_ring):
         reason = f"every target of {ring.value} is empty"
         await deployments.set_paused(session, deployment, paused=True, actor=SYSTEM, now=now, reason=reason)
     return None
@@ -86,27 +78,15 @@ async def begin_ring(
     session: AsyncSession, deployment: Deployment, ring: Ring, *, now: datetime
 ) -> UUID | None:
     """Start a ring, or wait for the decision without which it may not begin; its first operation."""
-    facts = await board_facts(session, deployment, now=now)
+    facts = await approvals.facts_of(session, deployment, now=now)
     if planner.needs_board(deployment, ring, facts) is not None:
         await await_board(session, deployment, now=now)
         return None
-    lanes = ring_lanes(deployment, ring)
-    if begun := [lane.operation_id for lane in lanes if lane.operation_id is not None]:
+    of_ring = ring_lanes(deployment, ring)
+    if begun := [lane.operation_id for lane in of_ring if lane.operation_id is not None]:
         await operations.hasten(session, deployment.id)
         return begun[0]
     return (await start_ring(session, deployment, ring, now=now))[0]
-
-
-async def board_facts(session: AsyncSession, deployment: Deployment, *, now: datetime) -> Facts:
-    """What the guards look at that only a decision removes."""
-    planes = await approvals.planes_of(session, deployment.id)
-    return Facts(
-        now=now,
-        digest=approvals.digest_now(deployment, planes),
-        decision=approvals.decision_of(await approvals.newest(session, deployment.id)),
-        granted=approvals.decision_of(await approvals.granted(session, deployment.id)),
-        ways_back={plane.plane: plane.way_back for plane in planes},
-    )
 
 
 async def await_board(session: AsyncSession, deployment: Deployment, *, now: datetime) -> None:
@@ -197,14 +177,14 @@ async def promote(
 def _pushes_of_next_ring(deployment: Deployment, ring: Ring) -> list[UUID]:
     if ring is deployment.target_ring:
         return []
-    lanes = ring_lanes(deployment, following(ring))
-    return [lane.operation_id for lane in lanes if lane.operation_id is not None]
+    next_lanes = ring_lanes(deployment, following(ring))
+    return [lane.operation_id for lane in next_lanes if lane.operation_id is not None]
 
 
 async def _close_ring(
     session: AsyncSession,
     deployment: Deployment,
-    lanes: Sequence[RingDeployment],
+    ring: Sequence[RingDeployment],
     *,
     actor: str,
     now: datetime,
@@ -212,28 +192,28 @@ async def _close_ring(
     override: Override | None,
 ) -> bool:
     """Let pass what the command may let pass; False if an override found nothing left to pass over."""
-    check_closable(lanes, override)
-    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in lanes) and not reason:
+    check_closable(ring, override)
+    if all(lane.status is LaneStatus.EMPTY_TARGET for lane in ring) and not reason:
         raise Invalid("every target of this ring is empty: promoting it needs a reason")
-    for lane in lanes:
+    for lane in ring:
         lane.finished_at = lane.finished_at or now
     if override is None:
         return True
     given = {"actor": actor, "reason": override.reason, "expires_at": override.expires_at.isoformat()}
     changed = False
-    for lane in lanes:
+    for lane in ring:
         changed |= await _overrule(session, deployment, lane, given, actor=actor, now=now)
     return changed
 
 
-def check_closable(lanes: Sequence[RingDeployment], override: Override | None) -> None:
+def check_closable(ring: Sequence[RingDeployment], override: Override | None) -> None:
     """Refuse to leave a ring in which something still works, or stopped before it was pushed.
 
     Raises:
         IllegalTransition: naming the lane and its state.
         Invalid: lanes have not passed their gate, and there is no override.
     """
-    for lane in lanes:
+    for lane in ring:
         where = f"lane {lane.ring.value} on {lane.plane}"
         unpushed = lane.status is LaneStatus.HELD and lane.pushed_at is None
         if unpushed:
@@ -242,7 +222,7 @@ def check_closable(lanes: Sequence[RingDeployment], override: Override | None) -
         overruled = override is not None and lane.status in OVERRULED and lane.pushed_at is not None
         if lane.status not in rollout.LEFT | {LaneStatus.HELD} and not overruled:
             raise IllegalTransition(f"{where} is {lane.status.value}", status=lane.status.value)
-    held = next((lane for lane in lanes if lane.status is LaneStatus.HELD), None)
+    held = next((lane for lane in ring if lane.status is LaneStatus.HELD), None)
     if held is not None and override is None:
         raise Invalid(f"lane {held.ring.value} on {held.plane} is HELD: promoting it needs an override")
 

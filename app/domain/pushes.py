@@ -18,7 +18,6 @@ from app.domain import (
     effects,
     events,
     guards,
-    operations,
     promotion,
     rollback,
     rollout,
@@ -28,8 +27,8 @@ from app.domain.budgets import Limits
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.facts import Blocker, Code, Place
-from app.domain.lanes import PUSHABLE, PUSHING, end_waiting, lock_lane
-from app.domain.operations import OperationKind, Subject
+from app.domain.lanes import PUSHABLE, PUSHING, end_waiting, enqueue, lock_lane
+from app.domain.operations import OperationKind
 from app.models import Deployment, DeploymentStatus, LaneStatus, Ring, RingDeployment, WayBack
 
 PUSH_ACTIONS = (Action.PUBLISH, Action.UPLOAD, Action.ASSIGN)
@@ -226,15 +225,8 @@ async def confirm_push(session: AsyncSession, lane_id: UUID, *, external_id: str
     await deployments.move_lane(
         session, deployment, lane, LaneStatus.MEASURING, now=now, targeted=lane.targeted
     )
-    lane.operation_id = await operations.enqueue(
-        session,
-        OperationKind.MEASURE_RING,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-        delay=deployments.policy_of(deployment).measure_first,
-    )
-    await session.flush()
+    delay = deployments.policy_of(deployment).measure_first
+    await enqueue(session, deployment, lane, OperationKind.MEASURE_RING, delay=delay)
 
 
 async def retarget(

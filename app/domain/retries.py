@@ -22,10 +22,10 @@ from app.domain import (
     rollout,
     signatures,
 )
-from app.domain.applications import application, plane_of, target_of
+from app.domain.applications import application, assignment_of, plane_of
 from app.domain.budgets import Limits
 from app.domain.effects import Planned
-from app.domain.operations import OperationKind, Subject
+from app.domain.operations import OperationKind
 from app.domain.rollout import Command
 from app.errors import IllegalTransition, Invalid, RetryBudgetSpent, RetryUnavailable
 from app.models import Connectivity, Deployment, LaneStatus, RingDeployment
@@ -159,15 +159,7 @@ async def _try_again(
     if not asks:
         await reopen(session, deployment, lane, now=now)
         lane.retry_until = now + deployments.policy_of(deployment).connectivity[Connectivity.ONLINE]
-    lane.operation_id = await operations.enqueue(
-        session,
-        kind,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-    )
-    await session.flush()
-    return lane.operation_id
+    return await lanes.enqueue(session, deployment, lane, kind)
 
 
 async def reopen(
@@ -200,15 +192,8 @@ async def begin(session: AsyncSession, lane_id: UUID, operation_id: UUID) -> Aga
     made = await effects.find_newest(session, lane, Action.ASSIGN)
     step = await effects.plan_turn(session, lane, Action.ASSIGN, operation_id)
     app = application(deployment, await plane_of(session, lane))
-    assignment = Assignment(
-        step.key,
-        app,
-        lane.external_id or await rollback.published_id(session, lane),
-        target_of(lane),
-        made_id=made.external_id,
-        made_at=made.settled_at,
-        baseline=made.baseline,
-    )
+    external_id = lane.external_id or await rollback.published_id(session, lane)
+    assignment = assignment_of(lane, app, made, external_id, key=step.key)
     return Again(lane_id, deployment.id, Plane(lane.plane), app, assignment, step)
 
 
@@ -220,12 +205,5 @@ async def confirm(session: AsyncSession, lane_id: UUID, *, now: datetime) -> Non
     await devices.forget_failures(session, lane_id, now=now)
     await session.refresh(lane)
     await reopen(session, deployment, lane, now=now)
-    lane.operation_id = await operations.enqueue(
-        session,
-        OperationKind.MEASURE_RING,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-        delay=deployments.policy_of(deployment).measure_first,
-    )
-    await session.flush()
+    delay = deployments.policy_of(deployment).measure_first
+    await lanes.enqueue(session, deployment, lane, OperationKind.MEASURE_RING, delay=delay)

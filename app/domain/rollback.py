@@ -10,11 +10,11 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, App, Assignment, Member, Plane, Target
-from app.domain import approvals, deployments, devices, effects, operations, rollout
+from app.domain import approvals, deployments, devices, effects, lanes, operations, rollout
 from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
-from app.domain.operations import OperationKind, Subject
+from app.domain.operations import OperationKind
 from app.domain.rollout import Command
 from app.errors import IllegalTransition, NewerDeploymentExists
 from app.models import (
@@ -161,14 +161,7 @@ def current_operation(deployment: Deployment) -> UUID | None:
 async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
     if lane.operation_id is not None and await _still_takes_back(session, lane.operation_id):
         return lane.operation_id
-    lane.operation_id = await operations.enqueue(
-        session,
-        OperationKind.EXECUTE_ROLLBACK,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-    )
-    return lane.operation_id
+    return await lanes.enqueue(session, deployment, lane, OperationKind.EXECUTE_ROLLBACK)
 
 
 async def _still_takes_back(session: AsyncSession, operation_id: UUID) -> bool:

@@ -8,12 +8,12 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, App, Assignment, Plane
-from app.domain import approvals, deployments, effects, events, operations, rollback
-from app.domain.applications import application, plane_of, target_of
+from app.domain import approvals, deployments, effects, events, lanes, rollback
+from app.domain.applications import application, assignment_of, plane_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
-from app.domain.operations import OperationKind, Subject
-from app.models import Deployment, DeploymentStatus, LaneStatus, RingDeployment
+from app.domain.operations import OperationKind
+from app.models import Deployment, DeploymentStatus, LaneStatus
 
 STOPPED = frozenset({DeploymentStatus.CANCELLED, DeploymentStatus.REJECTED})
 OPEN = frozenset(
@@ -55,20 +55,13 @@ async def stop(
     await rollback.stop_operations(session, deployment.id)
     await approvals.withdraw(session, deployment, now=now)
     touched = await effects.touched_lanes(session, deployment.id)
-    queued = [await _queue(session, deployment, lane) for lane in deployment.lanes if lane.id in touched]
+    kind = OperationKind.WITHDRAW_LANE
+    queued = [
+        await lanes.enqueue(session, deployment, lane, kind)
+        for lane in deployment.lanes
+        if lane.id in touched
+    ]
     return queued[-1] if queued else None
-
-
-async def _queue(session: AsyncSession, deployment: Deployment, lane: RingDeployment) -> UUID:
-    lane.operation_id = await operations.enqueue(
-        session,
-        OperationKind.WITHDRAW_LANE,
-        subject=Subject("lane", str(lane.id)),
-        deployment_id=deployment.id,
-        correlation_id=deployment.correlation_id,
-    )
-    await session.flush()
-    return lane.operation_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +90,7 @@ async def begin(
     step = await effects.plan(session, lane, Action.UNASSIGN, operation_id)
     app = application(deployment, await plane_of(session, lane))
     external_id = lane.external_id or await rollback.published_id(session, lane)
-    assignment = Assignment(
-        step.key,
-        app,
-        external_id,
-        target_of(lane),
-        made_id=made.external_id,
-        made_at=made.settled_at,
-        baseline=made.baseline,
-    )
+    assignment = assignment_of(lane, app, made, external_id, key=step.key)
     return Withdrawal(lane_id, deployment_id, Plane(lane.plane), app, assignment, step)
 
 
