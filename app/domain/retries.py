@@ -28,7 +28,7 @@ from app.domain.effects import Planned
 from app.domain.operations import OperationKind
 from app.domain.rollout import Command
 from app.errors import IllegalTransition, Invalid, RetryBudgetSpent, RetryUnavailable
-from app.models import Connectivity, Deployment, LaneStatus, RingDeployment
+from app.models import Connectivity, Deployment, DeploymentStatus, LaneStatus, RingDeployment
 
 STUCK = frozenset({LaneStatus.HELD, LaneStatus.FAILED})
 
@@ -72,8 +72,8 @@ async def retry(
     if reset_budget:
         await _reset(session, deployment, actor=actor, now=now, reason=reason)
     ended = [lane for lane in stuck if works[lane.id] is Work.ENDED]
-    failed = [lane for lane in stuck if lane not in ended and lane.failure_count]
-    if not ended and not failed:
+    failed = [lane for lane in stuck if lane not in ended and _stopped_at_its_gate(lane)]
+    if not ended and (not failed or deployment.status is DeploymentStatus.FAILED):
         raise IllegalTransition("no device of a held lane has failed", status=deployment.status.value)
     _check_planes(failed, manifests)
     await _spend(session, deployment, failed, limits=limits)
@@ -84,6 +84,11 @@ async def retry(
         can = manifests[Plane(lane.plane)].can(Capability.RETRY)
         started.append(await _try_again(session, deployment, lane, asks=can, now=now))
     return deployment, started[0]
+
+
+def _stopped_at_its_gate(lane: RingDeployment) -> bool:
+    """Whether devices of the lane may try again; of one that was taken back in part none may."""
+    return lane.status is LaneStatus.HELD and lane.pushed_at is not None and lane.failure_count > 0
 
 
 class Work(Enum):
@@ -105,7 +110,10 @@ async def _work_of(session: AsyncSession, lane: RingDeployment) -> Work:
 
 
 async def _revive(session: AsyncSession, lane: RingDeployment) -> UUID:
+    """Have the lane's operation go on, unless its ring's first revival did so."""
     assert lane.operation_id is not None  # it has ended
+    if await _work_of(session, lane) is not Work.ENDED:
+        return lane.operation_id
     revived = outcomes.operation_revived
     return (await operations.revive(session, lane.operation_id, revived=revived)).id
 

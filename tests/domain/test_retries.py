@@ -6,15 +6,17 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Capability, InstallState, Manifest, Plane
-from app.domain import devices, effects, lanes, operations, outcomes, retries
+from app.domain import deployments, devices, effects, lanes, operations, outcomes, retries, rollback
 from app.domain.budgets import Limits
 from app.domain.intents import GateNumbers
 from app.domain.operations import OperationKind
+from app.domain.rollback import Progress
 from app.errors import IllegalTransition, Invalid, RetryBudgetSpent, RetryUnavailable
-from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring
+from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring, RingDeployment
 from tests.domain.steps import S, event_types, measure, operation_of, push, reload
 from tests.factories import NOON, make_deployment, manifest
 
@@ -148,12 +150,7 @@ class TestBudget:
 
 async def test_a_push_that_failed_is_pushed_again_and_costs_no_budget(session: AsyncSession) -> None:
     deployment = await make_deployment(session)
-    assert deployment.operation_id is not None
-    operation = await operations.lock(session, deployment.operation_id)
-    refused = operations.Failure("permanent", "permanent", "the plane refused it", "intune")
-    await operations.end(
-        session, operation, OperationStatus.FAILED, failure=refused, ended=outcomes.operation_ended
-    )
+    await refuse(session, deployment.lanes[0])
     assert (await reload(session, deployment)).status is DeploymentStatus.FAILED
 
     started = await retry(session, deployment)
@@ -163,6 +160,49 @@ async def test_a_push_that_failed_is_pushed_again_and_costs_no_budget(session: A
         DeploymentStatus.DEPLOYING,
         deployment.operation_id,
         0,
+    )
+
+
+async def test_all_pushes_of_a_ring_that_ended_go_on_together(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, planes=(Plane.INTUNE, Plane.JAMF))
+    intune, jamf = deployments.ring_lanes(deployment, Ring.LAB)
+    await refuse(session, intune)
+    assert jamf.operation_id is not None
+    await operations.cancel(session, jamf.operation_id, ended=outcomes.operation_ended)
+
+    await retry(session, deployment)
+
+    after = await reload(session, deployment)
+    assert after.status is DeploymentStatus.DEPLOYING
+    for lane in deployments.ring_lanes(after, Ring.LAB):
+        assert lane.operation_id is not None
+        assert (await operations.get(session, lane.operation_id)).status is OperationStatus.QUEUED
+
+
+async def test_a_rollback_that_could_not_finish_is_not_taken_for_a_push(session: AsyncSession) -> None:
+    deployment = await held(session)
+    await rollback.begin(session, deployment.id, actor="bob", now=NOON + 3 * S)
+    gave_up = Progress(None, reason="devices kept the version past their deadline")
+    lane = deployment.lanes[0]
+    removal = await operations.get(session, await operation_of(session, lane))
+    await rollback.finish_lane(session, lane.id, gave_up, deployment_id=deployment.id, now=NOON + 4 * S)
+    await session.execute(
+        text("UPDATE operations SET status = 'SUCCEEDED' WHERE id = :id"), {"id": removal.id}
+    )
+    await session.refresh(removal)
+
+    with pytest.raises(IllegalTransition):
+        await retry(session, deployment)
+
+    assert (await reload(session, deployment)).status is DeploymentStatus.FAILED
+
+
+async def refuse(session: AsyncSession, lane: RingDeployment) -> None:
+    """The plane refuses the lane's push for good."""
+    operation = await operations.lock(session, await operation_of(session, lane))
+    refused = operations.Failure("permanent", "permanent", "the plane refused it", "intune")
+    await operations.end(
+        session, operation, OperationStatus.FAILED, failure=refused, ended=outcomes.operation_ended
     )
 
 
