@@ -159,11 +159,15 @@ async def open_world(
     *,
     workers: int = 2,
     breakers: Mapping[str, BreakerSettings] | None = None,
+    backoff: float = 1.0,
 ) -> AsyncIterator[World]:
-    """Start everything, with a small quick fleet and quick gates; stop it at the end."""
+    """Start everything, with a small quick fleet and quick gates; stop it at the end.
+
+    ``backoff`` as in the settings of workers: what waits for a plane looks again after 64 of them at most.
+    """
     quick = {
         "gate_policy": quick_policy(folder),
-        "worker": WorkerSettings(lease=4, heartbeat=1, completion_wait=3),
+        "worker": WorkerSettings(lease=4, heartbeat=1, completion_wait=3, backoff=backoff),
         "breakers": dict(breakers or {"intune": BreakerSettings(reset_timeout=5)}),
     }
     own = settings.model_copy(update={"data_dir": folder / "data", **quick})

@@ -47,7 +47,7 @@ async def planes_world(
     folder = tmp_path_factory.mktemp("five-planes")
     async with template.cloned() as url:
         settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(servers.redis_url))
-        async with open_world(settings, folder, breakers=quick) as world:
+        async with open_world(settings, folder, breakers=quick, backoff=0.3) as world:
             yield world
 
 

@@ -88,7 +88,7 @@ async def test_the_deadline_of_the_work_bounds_the_whole_call(guard: Guard) -> N
         await run(guard, work)
 
     assert time.monotonic() - began < 4
-    assert len(begun) == 2
+    assert 0 < len(begun) < QUICK.attempts
 
 
 async def test_a_deadline_says_nothing_of_the_service_but_an_attempt_timeout_does(
