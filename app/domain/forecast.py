@@ -6,12 +6,12 @@ the same freezes, windows and outages lie ahead.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_FLOOR, Decimal
+from itertools import accumulate
 from math import ceil
-from typing import Any
 
 from pydantic_core import to_json
 
@@ -272,63 +272,76 @@ def _strides(policy: GatePolicy, left: timedelta, age: timedelta) -> int:
     return max(1, wanted)
 
 
+After = Callable[[datetime | None], float | None]
+"""Seconds from the beginning."""
+
+
 def _told(plan: Plan, rings: list[RingForecast], begins: datetime) -> Json:
     """Everything as JSON, in seconds from the beginning."""
 
     def after(instant: datetime | None) -> float | None:
         return None if instant is None else round((instant - begins).total_seconds(), 3)
 
-    def lane_told(lane: LaneForecast) -> Json:
-        return {
-            "plane": lane.plane.value,
-            "devices": lane.devices,
-            "earliest_start": after(lane.begins),
-            "earliest_end": after(lane.ends),
-            "effects": lane.effects,
-            "measurements": lane.measurements,
-            "plane_calls": lane.requests,
-            "rolls_back_above": lane.rolls_back_above,
-            "way_back": lane.way_back,
-            "waits": [blocker_told(blocker) for blocker in lane.waits],
-        }
-
-    def blocker_told(blocker: Blocker) -> Json:
-        return {
-            "code": blocker.code.value,
-            "subject": blocker.subject,
-            "until": after(blocker.next_check_at) if blocker.code in UNTIL else None,
-            "unblocks_when": blocker.unblocks_when,
-            "who_can_act": blocker.who_can_act.value,
-        }
-
     lanes = [lane for ring in rings for lane in ring.lanes]
-    known = all(ring.ends is not None for ring in rings)
-    whole: dict[str, Any] = {
+    known: list[bool] = list(
+        accumulate((ring.ends is not None for ring in rings), lambda so_far, ends: so_far and ends)
+    )
+    return {
         "risk_score": plan.score.value,
         "requires_cab_approval": plan.requires_cab_approval,
         "gate_policy": f"{plan.policy.name}/{plan.policy.version}",
         "starts_at": plan.intent.start_at,
-        "earliest_end": after(rings[-1].ends) if known else None,
+        "earliest_end": after(rings[-1].ends) if known[-1] else None,
         "plane_calls": sum(lane.requests for lane in lanes),
         "effects": sum(lane.effects for lane in lanes),
         "devices": sum(ring.devices for ring in rings),
         "peak_devices_at_risk": max(ring.devices for ring in rings),
-        "irreversible": sorted(plane.value for plane, way in plan.ways_back.items() if way is WayBack.NONE),
-        "unknown_until_asked": sorted(plane.value for plane, way in plan.ways_back.items() if way is None),
-        "rings": [
-            {
-                "ring": ring.ring.value,
-                "earliest_start": after(ring.begins),
-                "earliest_end": after(ring.ends) if all(each.ends for each in rings[: number + 1]) else None,
-                "devices_at_risk": ring.devices,
-                "plane_calls": sum(lane.requests for lane in ring.lanes),
-                "needs": [blocker_told(blocker) for blocker in ring.needs],
-                "lanes": [lane_told(lane) for lane in ring.lanes],
-            }
-            for number, ring in enumerate(rings)
-        ],
+        "irreversible": _planes_with(plan, WayBack.NONE),
+        "unknown_until_asked": _planes_with(plan, None),
+        "rings": [_ring_told(ring, after, known=ends) for ring, ends in zip(rings, known, strict=True)],
     }
-    return whole
+
+
+def _planes_with(plan: Plan, way_back: WayBack | None) -> list[str]:
+    return sorted(plane.value for plane, way in plan.ways_back.items() if way is way_back)
+
+
+def _ring_told(ring: RingForecast, after: After, *, known: bool) -> Json:
+    """``known``: whether it can be told when this ring and all before it end."""
+    return {
+        "ring": ring.ring.value,
+        "earliest_start": after(ring.begins),
+        "earliest_end": after(ring.ends) if known else None,
+        "devices_at_risk": ring.devices,
+        "plane_calls": sum(lane.requests for lane in ring.lanes),
+        "needs": [_blocker_told(blocker, after) for blocker in ring.needs],
+        "lanes": [_lane_told(lane, after) for lane in ring.lanes],
+    }
+
+
+def _lane_told(lane: LaneForecast, after: After) -> Json:
+    return {
+        "plane": lane.plane.value,
+        "devices": lane.devices,
+        "earliest_start": after(lane.begins),
+        "earliest_end": after(lane.ends),
+        "effects": lane.effects,
+        "measurements": lane.measurements,
+        "plane_calls": lane.requests,
+        "rolls_back_above": lane.rolls_back_above,
+        "way_back": lane.way_back,
+        "waits": [_blocker_told(blocker, after) for blocker in lane.waits],
+    }
+
+
+def _blocker_told(blocker: Blocker, after: After) -> Json:
+    return {
+        "code": blocker.code.value,
+        "subject": blocker.subject,
+        "until": after(blocker.next_check_at) if blocker.code in UNTIL else None,
+        "unblocks_when": blocker.unblocks_when,
+        "who_can_act": blocker.who_can_act.value,
+    }
 
 
 UNTIL = frozenset({*guards.TIMES, *guards.AWAY_CODES})

@@ -132,11 +132,8 @@ async def _hold_back(
     """Why the lane's devices may not be touched now, if so. With ``reserve`` they take their budget."""
     if reserve and limits.unverified_devices is not None:
         await budgets.lock(session)
-    place, facts = (
-        Place(deployment, lane),
-        await blockers.facts_of(session, deployment, now=now, limits=limits, lane=lane),
-    )
-    blocker = guards.before_touch(place, facts)
+    facts = await blockers.facts_of(session, deployment, now=now, limits=limits, lane=lane)
+    blocker = guards.before_touch(Place(deployment, lane), facts)
     if blocker is None and deployment.status is DeploymentStatus.AWAITING_CAB:
         return Held(Code.AWAITING_CAB.value, LOOK_AGAIN)
     if blocker is None:
