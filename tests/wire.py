@@ -34,9 +34,9 @@ class Wire:
     async def serve(self, connect: Callable[[], Awaitable[Streams]], *near: *Streams) -> None:
         """One connection, until either end closes it."""
         self._passes(b"")
-        far = await connect()
-        forth = asyncio.create_task(self._carry(near[0], far[1], self._passes))
-        back = asyncio.create_task(self._carry(far[0], near[1], lambda _: None))
+        far, asked = await connect(), [b""]
+        forth = asyncio.create_task(self._carry_forth(near[0], far[1], asked))
+        back = asyncio.create_task(self._carry_back(far[0], near[1], asked))
         try:
             await asyncio.wait({forth, back}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -46,13 +46,28 @@ class Wire:
             for writer in (near[1], far[1]):
                 writer.close()
 
-    async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Callable[[bytes], None]
+    async def _carry_forth(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[bytes]
     ) -> None:
+        """``asked`` holds what the connection's client said last."""
         while piece := await reader.read(65536):
-            seen(piece)
+            self._passes(piece)
+            asked[0] = piece
             writer.write(piece)
             await writer.drain()
+
+    async def _carry_back(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[bytes]
+    ) -> None:
+        while piece := await reader.read(65536):
+            if await self._keeps_back(asked[0]):
+                return
+            writer.write(piece)
+            await writer.drain()
+
+    async def _keeps_back(self, asked: bytes) -> bool:  # noqa: ARG002 - for those that do
+        """Whether the connection ends in place of the answer to ``asked``."""
+        return False
 
 
 class Cutting(Wire):
@@ -67,19 +82,13 @@ class Cutting(Wire):
         self._marker = marker
         self._silent = silent
 
-    async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: Callable[[bytes], None]
-    ) -> None:
-        forth = seen == self._passes
-        while piece := await reader.read(65536):
-            if not forth and self.sent and self._marker in self.sent[-1] and not self.cuts:
-                self.cuts += 1
-                if self._silent:
-                    await asyncio.Event().wait()
-                return
-            seen(piece)
-            writer.write(piece)
-            await writer.drain()
+    async def _keeps_back(self, asked: bytes) -> bool:
+        if self._marker not in asked or self.cuts:
+            return False
+        self.cuts += 1
+        if self._silent:
+            await asyncio.Event().wait()
+        return True
 
 
 @asynccontextmanager
