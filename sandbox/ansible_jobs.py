@@ -243,8 +243,7 @@ class Jobs:
         fleet = self._plane.fleet
         only = None if row["parent"] is None else set(self._troubled(self._table[str(row["parent"])]))
         for ring in row["rings"]:
-            some = set(row["only"][ring]) if ring in row.get("only", ()) else None
-            named = (device for device in fleet.devices(ring) if some is None or device.index in some)
+            named = fleet.concerned(ring, row.get("only", {}))
             devices = [device for device in named if only is None or device in only]
             lives = fleet.lives(row["product"], ring, devices, until=row["ends"])
             for device, life in zip(devices, lives, strict=True):

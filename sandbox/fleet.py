@@ -147,6 +147,11 @@ class Fleet:
         last = self.plan.devices(ring) if top is None else min(self.plan.devices(ring), skip + top)
         return (Device(ring, index) for index in range(skip, last))
 
+    def concerned(self, ring: Ring, only: Mapping[str, Sequence[int]]) -> Iterator[Device]:
+        """The devices of a ring that an order is for: all, unless ``only`` has their numbers."""
+        named = set(only[ring]) if ring in only else None
+        return (device for device in self.devices(ring) if named is None or device.index in named)
+
     def direct(
         self,
         software: Software,

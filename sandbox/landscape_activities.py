@@ -201,8 +201,7 @@ class Activities:
         """The part of each computer that the action had something to do on when it was asked for."""
         fleet = self._plane.fleet
         for ring in row["rings"]:
-            some = set(row["only"][ring]) if ring in row.get("only", ()) else None
-            devices = [device for device in fleet.devices(ring) if some is None or device.index in some]
+            devices = list(fleet.concerned(ring, row.get("only", {})))
             before = fleet.lives(row["package"], ring, devices, until=row["created"])
             after = fleet.lives(row["package"], ring, devices)
             for device, earlier, life in zip(devices, before, after, strict=True):

@@ -23,16 +23,16 @@ async def withdraw_lane(job: Job) -> Outcome:
         return Done()
     if not isinstance(asked, withdrawal.Withdrawal):
         return Again(asked, "a push of this lane is still running")
-    connector, app, assignment = connector_for(job, asked.plane), asked.app, asked.assignment
+    connector, assignment = connector_for(job, asked.plane), asked.assignment
 
     async def permit(session: AsyncSession) -> None:
-        await withdrawal.permit(session, asked.deployment_id)
+        await withdrawal.permit(session, deployment_id)
 
     async def send() -> None:
         await connector.cancel(assignment)
 
     async def ask() -> Verified:
-        return await connector.verify(Action.UNASSIGN, app, assignment)
+        return await connector.verify(Action.UNASSIGN, assignment.app, assignment)
 
     await perform(job, asked.step, permit=permit, ask=ask, send=send)
     async with job.transaction() as session:

@@ -3,9 +3,9 @@
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import App, Assignment, Target, TargetKind
+from app.connectors.contract import Action, App, Assignment, Target, TargetKind
 from app.connectors.packages import PACKAGE
-from app.domain.effects import Planned
+from app.domain import effects
 from app.models import Deployment, DeploymentPlane, RingDeployment
 
 
@@ -26,14 +26,15 @@ def application(deployment: Deployment, plane: DeploymentPlane) -> App:
     )
 
 
-def assignment_of(
-    lane: RingDeployment, app: App, made: Planned, external_id: str, *, key: str | None = None
+async def made_on(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, key: str | None = None
 ) -> Assignment:
     """What was put on the lane's target, under its own key or that of what is to be done with it."""
+    made = await effects.find_newest(session, lane, Action.ASSIGN)
     return Assignment(
         key or made.key,
-        app,
-        external_id,
+        application(deployment, await plane_of(session, lane)),
+        lane.external_id or await effects.published_id(session, lane),
         target_of(lane),
         made_id=made.external_id,
         made_at=made.settled_at,

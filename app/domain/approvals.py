@@ -89,12 +89,13 @@ def decision_of(approval: Approval | None) -> Decision | None:
 
 async def facts_of(session: AsyncSession, deployment: Deployment, *, now: datetime) -> Facts:
     """What the guards look at that only a decision removes."""
-    planes = await planes_of(session, deployment.id)
+    planes, asked = await planes_of(session, deployment.id), await newest(session, deployment.id)
+    decided = asked is None or asked.status is ApprovalStatus.APPROVED
     return Facts(
         now=now,
         digest=digest_now(deployment, planes),
-        decision=decision_of(await newest(session, deployment.id)),
-        granted=decision_of(await granted(session, deployment.id)),
+        decision=decision_of(asked),
+        granted=decision_of(asked if decided else await granted(session, deployment.id)),
         ways_back={plane.plane: plane.way_back for plane in planes},
     )
 

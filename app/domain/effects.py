@@ -108,6 +108,12 @@ async def find_newest(session: AsyncSession, lane: RingDeployment, action: Actio
     return _planned((await session.scalars(query)).one())
 
 
+async def published_id(session: AsyncSession, lane: RingDeployment) -> str:
+    """The vendor's id by the ledger: a lane is touched only after its application was published."""
+    key = effect_key(lane.deployment_id, lane.plane, lane.ring, Action.PUBLISH)
+    return str((await session.scalars(select(Effect.external_id).filter_by(key=key))).one())
+
+
 async def plan_turn(
     session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID
 ) -> Planned:

@@ -62,7 +62,7 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The newest request to the board: what was decided, if anything, and about what."""
+    """A request to the board as guards look at it: what was decided, if anything, and about what."""
 
     status: ApprovalStatus
     digest: str
@@ -94,8 +94,8 @@ class Facts:
     """Everything a guard may look at beside the deployment and the lane themselves.
 
     ``digest`` is that of what would be pushed now. ``decision`` is the newest request, ``granted`` the
-    newest yes, which may be an older one. ``needed``: devices of a lane's target, if they
-    were read. ``soak_ends``: when a lane has soaked enough, if its measurements stay fresh.
+    newest yes, which may be an older one. ``needed``: devices of a lane's target, if they were read.
+    ``soak_ends``: when a lane has soaked enough, if its measurements stay fresh.
     """
 
     now: datetime

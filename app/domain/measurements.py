@@ -9,12 +9,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Assignment, DeviceReport, Plane
+from app.connectors.contract import Assignment, DeviceReport, Plane
 from app.domain import (
     approvals,
     deployments,
     devices,
-    effects,
     events,
     guards,
     planner,
@@ -22,7 +21,7 @@ from app.domain import (
     rollback,
     signatures,
 )
-from app.domain.applications import application, assignment_of, plane_of
+from app.domain.applications import made_on, plane_of
 from app.domain.events import SYSTEM
 from app.domain.facts import Code, Place
 from app.domain.gates import Counts, Judgement, Verdict, judge
@@ -53,9 +52,7 @@ async def begin_measure(session: AsyncSession, lane_id: UUID) -> Measurement | N
     if not is_measured(lane) or lane.external_id is None:
         return None
     deployment = await session.get_one(Deployment, lane.deployment_id)
-    app = application(deployment, await plane_of(session, lane))
-    made = await effects.find_newest(session, lane, Action.ASSIGN)
-    assignment = assignment_of(lane, app, made, lane.external_id)
+    assignment = await made_on(session, deployment, lane)
     return Measurement(lane_id, Plane(lane.plane), assignment)
 
 

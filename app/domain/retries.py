@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, App, Assignment, Capability, Manifest, Plane
+from app.connectors.contract import Action, Assignment, Capability, Manifest, Plane
 from app.domain import (
     deployments,
     devices,
@@ -18,11 +18,10 @@ from app.domain import (
     lanes,
     operations,
     outcomes,
-    rollback,
     rollout,
     signatures,
 )
-from app.domain.applications import application, assignment_of, plane_of
+from app.domain.applications import made_on
 from app.domain.budgets import Limits
 from app.domain.effects import Planned
 from app.domain.operations import OperationKind
@@ -184,10 +183,7 @@ async def reopen(
 class Again:
     """What to ask of which plane: ``assignment`` is what was made before."""
 
-    lane_id: UUID
-    deployment_id: UUID
     plane: Plane
-    app: App
     assignment: Assignment
     step: Planned
 
@@ -197,12 +193,9 @@ async def begin(session: AsyncSession, lane_id: UUID, operation_id: UUID) -> Aga
     deployment, lane = await lanes.lock_lane(session, lane_id)
     if lane.status is not LaneStatus.HELD or deployment.status not in lanes.PUSHING:
         return None
-    made = await effects.find_newest(session, lane, Action.ASSIGN)
     step = await effects.plan_turn(session, lane, Action.ASSIGN, operation_id)
-    app = application(deployment, await plane_of(session, lane))
-    external_id = lane.external_id or await rollback.published_id(session, lane)
-    assignment = assignment_of(lane, app, made, external_id, key=step.key)
-    return Again(lane_id, deployment.id, Plane(lane.plane), app, assignment, step)
+    assignment = await made_on(session, deployment, lane, key=step.key)
+    return Again(Plane(lane.plane), assignment, step)
 
 
 async def confirm(session: AsyncSession, lane_id: UUID, *, now: datetime) -> None:

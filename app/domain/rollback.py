@@ -234,7 +234,7 @@ async def begin_removal(
         return None
     if await push_runs(session, lane, but=operation_id):
         return timedelta(seconds=1)
-    external_id = lane.external_id or await published_id(session, lane)
+    external_id = lane.external_id or await effects.published_id(session, lane)
     remove = await effects.plan(session, lane, Action.REMOVE, operation_id)
     if remove.settled_at is None:
         await effects.renew(session, lane, Action.UNASSIGN)  # what a withdrawal took away was another thing
@@ -265,12 +265,6 @@ async def push_runs(session: AsyncSession, lane: RingDeployment, *, but: UUID) -
         Operation.status == OperationStatus.RUNNING,
     )
     return (await session.scalars(query.limit(1))).first() is not None
-
-
-async def published_id(session: AsyncSession, lane: RingDeployment) -> str:
-    """The vendor's id by the ledger: a lane is touched only after its application was published."""
-    key = effects.effect_key(lane.deployment_id, lane.plane, lane.ring, Action.PUBLISH)
-    return str((await session.scalars(select(Effect.external_id).filter_by(key=key))).one())
 
 
 async def ledger_version(session: AsyncSession, deployment: Deployment, plane: str) -> str | None:

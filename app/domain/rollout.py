@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import groupby
 from types import MappingProxyType
+from typing import TypeVar
 
 from app.errors import IllegalTransition
 from app.models import ApprovalStatus as A
@@ -12,6 +13,7 @@ from app.models import DeploymentStatus as D
 from app.models import LaneStatus as L
 from app.models import Ring, RingDeployment
 
+State = TypeVar("State", bound=StrEnum)
 RINGS: tuple[Ring, ...] = tuple(Ring)
 CAB_FROM = RINGS.index(Ring.PILOT)
 """The position of the first ring that needs a decision of the CAB, where one is required."""
@@ -125,9 +127,13 @@ def check_approval_move(before: A, after: A) -> None:
     Raises:
         IllegalTransition: naming the state the request is in.
     """
-    if after not in APPROVAL_MOVES[before]:
+    _check("request", APPROVAL_MOVES, before, after)
+
+
+def _check(noun: str, moves: Mapping[State, frozenset[State]], before: State, after: State) -> None:
+    if after not in moves[before]:
         raise IllegalTransition(
-            f"the request is {before.value} and cannot become {after.value}", status=before.value
+            f"the {noun} is {before.value} and cannot become {after.value}", status=before.value
         )
 
 
@@ -137,10 +143,7 @@ def check_deployment_move(before: D, after: D) -> None:
     Raises:
         IllegalTransition: naming the state the deployment is in.
     """
-    if after not in DEPLOYMENT_MOVES[before]:
-        raise IllegalTransition(
-            f"the deployment is {before.value} and cannot become {after.value}", status=before.value
-        )
+    _check("deployment", DEPLOYMENT_MOVES, before, after)
 
 
 def check_lane_move(before: L, after: L) -> None:
@@ -149,10 +152,7 @@ def check_lane_move(before: L, after: L) -> None:
     Raises:
         IllegalTransition: naming the state the lane is in.
     """
-    if after not in LANE_MOVES[before]:
-        raise IllegalTransition(
-            f"the lane is {before.value} and cannot become {after.value}", status=before.value
-        )
+    _check("lane", LANE_MOVES, before, after)
 
 
 def rings_up_to(target: Ring) -> tuple[Ring, ...]:

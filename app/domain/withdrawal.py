@@ -7,9 +7,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, App, Assignment, Plane
+from app.connectors.contract import Action, Assignment, Plane
 from app.domain import approvals, deployments, effects, events, lanes, rollback
-from app.domain.applications import application, assignment_of, plane_of
+from app.domain.applications import made_on
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.operations import OperationKind
@@ -68,10 +68,7 @@ async def stop(
 class Withdrawal:
     """What to withdraw from where."""
 
-    lane_id: UUID
-    deployment_id: UUID
     plane: Plane
-    app: App
     assignment: Assignment
     step: Planned
 
@@ -86,12 +83,9 @@ async def begin(
         return None
     if await rollback.push_runs(session, lane, but=operation_id):
         return timedelta(seconds=1)
-    made = await effects.find_newest(session, lane, Action.ASSIGN)
     step = await effects.plan(session, lane, Action.UNASSIGN, operation_id)
-    app = application(deployment, await plane_of(session, lane))
-    external_id = lane.external_id or await rollback.published_id(session, lane)
-    assignment = assignment_of(lane, app, made, external_id, key=step.key)
-    return Withdrawal(lane_id, deployment_id, Plane(lane.plane), app, assignment, step)
+    assignment = await made_on(session, deployment, lane, key=step.key)
+    return Withdrawal(Plane(lane.plane), assignment, step)
 
 
 async def permit(session: AsyncSession, deployment_id: UUID) -> None:
