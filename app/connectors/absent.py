@@ -10,6 +10,7 @@ from app.connectors.contract import (
     Capability,
     DeviceReport,
     Manifest,
+    Observed,
     UploadProgress,
 )
 from app.resilience.errors import PermanentError
@@ -49,6 +50,15 @@ class AbsentParts:
         """
         del assignment
         self._refuse(Capability.RETRY)
+
+    async def observe(self, assignment: Assignment) -> Observed:
+        """Refuse.
+
+        Raises:
+            PermanentError: always.
+        """
+        del assignment
+        self._refuse(Capability.OBSERVE)
 
     async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
         """No device ever returns to an earlier version."""

@@ -23,6 +23,7 @@ __all__ = [
     "InstallState",
     "Manifest",
     "Member",
+    "Observed",
     "Package",
     "PackageKind",
     "Plane",
@@ -70,6 +71,7 @@ class Capability(StrEnum):
     ``UPLOAD``: takes the content from us. ``MARKER``: its objects carry our marker, by which one is found
     again after a lost answer. ``REMOVE``: uninstalls. ``RETURN``: brings an earlier version back.
     ``CANCEL``: keeps back what devices have not begun. ``RETRY``: tries the failed devices again when asked.
+    ``OBSERVE``: tells long afterwards what is assigned to whom, so that drift can be seen.
     """
 
     CREATE = "create"
@@ -79,6 +81,7 @@ class Capability(StrEnum):
     RETURN = "return"
     CANCEL = "cancel"
     RETRY = "retry"
+    OBSERVE = "observe"
 
 
 class InstallState(StrEnum):
@@ -137,6 +140,7 @@ class Manifest:
 
     ``retries_itself``: a device that failed tries again without being asked, at times of the plane's own.
     ``names_devices``: a removal may name so many; of more, or with 0, it reaches whoever the target holds.
+    ``mends_version``: ``assign`` sent again brings the decided version back where another one took its place.
     """
 
     plane: Plane
@@ -150,6 +154,7 @@ class Manifest:
     rate_limits: tuple[RateLimit, ...] = ()
     retries_itself: bool = False
     names_devices: int = 0
+    mends_version: bool = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -262,6 +267,20 @@ class Verified:
     external_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a plane has now of what ``assign`` made, perhaps long ago.
+
+    ``assigned``: it is there and still asks for the installation on the assignment's own target. ``version``
+    is what devices would get by it; None where the plane does not tell. ``others``: the refs, in the plane's
+    words, of further targets to which the same application of ours is assigned for installation.
+    """
+
+    assigned: bool
+    version: str | None = None
+    others: tuple[str, ...] = ()
+
+
 class Connector(Protocol):
     """One device manager. Every method may be repeated; every error is one of ``app.resilience.errors``.
 
@@ -344,4 +363,8 @@ class Connector(Protocol):
 
         ``app`` locates publish and upload, ``assignment`` the other three.
         """
+        ...
+
+    async def observe(self, assignment: Assignment) -> Observed:
+        """What is there now of an assignment that was confirmed. Reads only; what is gone is no error."""
         ...
