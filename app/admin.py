@@ -2,10 +2,12 @@
 """What an operator does to an installation itself: migrate, hand out tokens, check."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -20,9 +22,9 @@ from sqlalchemy.pool import NullPool
 
 import migrations
 from app.database import database_url
-from app.domain import accounts
+from app.domain import accounts, audit
 from app.embedded import with_running_servers
-from app.errors import NotFound, Unavailable
+from app.errors import Invalid, NotFound, Unavailable
 from app.models import ApiToken, Role
 from app.settings import Settings
 
@@ -112,6 +114,53 @@ async def session_of(settings: Settings) -> AsyncIterator[AsyncSession]:
         session.begin(),
     ):
         yield session
+
+
+@asynccontextmanager
+async def moment_of(settings: Settings) -> AsyncIterator[AsyncSession]:
+    """A transaction that sees one moment of the installation's database, and writes nothing."""
+    async with session_of(settings) as session:
+        await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        yield session
+
+
+async def verify_history(settings: Settings, against: Path | None) -> audit.Report:
+    """Check the history; ``against``: a file that ``export_history`` wrote.
+
+    Raises:
+        Invalid: the file is not one of that kind.
+    """
+    async with moment_of(settings) as session:
+        return await audit.verify(session, None if against is None else exported_in(against))
+
+
+async def exported_in(path: Path) -> AsyncIterator[Mapping[str, Any]]:
+    """The checkpoints of a file, a line each.
+
+    Raises:
+        Invalid: naming the first line that is none.
+    """
+    with path.open() as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                document = json.loads(line)
+                yield {
+                    "number": int(document["number"]),
+                    "hash": document["hash"],
+                    "heads": document["heads"],
+                }
+            except (ValueError, KeyError, TypeError) as error:
+                raise Invalid(f"{path}, line {number}: this is no exported checkpoint") from error
+
+
+async def export_history(settings: Settings, *, after: int) -> AsyncIterator[str]:
+    """The checkpoints behind number ``after``, a line of JSON each; the last one tells of now."""
+    async with session_of(settings) as session:
+        while await audit.checkpoint(session, now=datetime.now(UTC)):
+            pass
+    async with moment_of(settings) as session:
+        async for document in audit.export(session, after=after):
+            yield json.dumps(document, separators=(",", ":"))
 
 
 def states_text() -> str:

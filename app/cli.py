@@ -14,7 +14,8 @@ import typer
 from pydantic import ValidationError
 from setproctitle import setproctitle
 
-from app import deployments_command
+from app import audit_command, deployments_command
+from app.audit_command import DataDir, settings_of
 from app.errors import ControlPlaneError
 from app.settings import Settings, describe_errors, unknown_variables
 from app.terminal import URL, ApiToken, ApiUrl, Why, api_client, ends_at, fail, run
@@ -31,7 +32,6 @@ ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="As in the t
 HowLong = Annotated[
     str | None, typer.Option("--for", metavar="DURATION", help="As 30m or 2h. Default: until enabled.")
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: EUCORA_DATA_DIR.")]
 
 cli = typer.Typer(
     name="eucora",
@@ -46,6 +46,7 @@ cli.add_typer(tokens, name="token")
 breakers = typer.Typer(help="What keeps callers away from services that fail.")
 cli.add_typer(breakers, name="breakers")
 deployments_command.register(cli)
+audit_command.register(cli)
 
 
 def main() -> None:
@@ -62,11 +63,6 @@ def say(line: str) -> None:
     """Print a line, unless nobody listens any more: what runs must not end because a terminal was closed."""
     with contextlib.suppress(OSError):
         typer.echo(line)
-
-
-def settings_of(data_dir: Path | None) -> Settings:
-    """The settings, with the option of the command line before the variable."""
-    return Settings() if data_dir is None else Settings(data_dir=data_dir)
 
 
 @cli.command()

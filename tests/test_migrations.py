@@ -11,10 +11,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import migrations
+from app.domain import audit
 from app.models import Base
 
 TABLES = {table.name for table in Base.metadata.sorted_tables}
@@ -97,3 +98,33 @@ def test_every_constraint_and_index_has_a_name() -> None:
 
 async def test_there_is_one_head() -> None:
     assert len(ScriptDirectory(str(next(iter(migrations.__path__)))).get_heads()) == 1
+
+
+OLD_EVENTS = """
+INSERT INTO deployments (id, correlation_id, app_name, app_version, planes, target_ring, promotion,
+    privileged, criticality, risk_factors, risk_score, risk_model, risk_breakdown, requires_cab_approval,
+    gates, gate_policy, submitted_by, event_sequence)
+SELECT id, id, 'app ' || id, '1', '{intune}', 'LAB', 'automatic', false, 'standard', '{}', 1, '1.0', '[]',
+    false, '{}', 'demo/1', 'alice', 3
+FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, 2)) AS made;
+INSERT INTO events (deployment_id, sequence, type, actor, after, correlation_id)
+SELECT id, sequence, 'told', 'alice', '{"number": 1.50}', id
+FROM deployments, generate_series(1, 3) AS sequence ORDER BY sequence DESC;
+"""
+
+
+async def test_events_from_before_the_chain_get_their_place_in_it(engine: AsyncEngine) -> None:
+    await run(engine, command.downgrade, "0003")
+    async with engine.connect() as connection:
+        for statement in OLD_EVENTS.split(";")[:2]:
+            await connection.exec_driver_sql(statement)
+        await connection.commit()
+
+    await run(engine, command.upgrade, "head")
+
+    async with AsyncSession(engine) as session:
+        report = await audit.verify(session)
+        assert (report.deployments, report.events) == (2, 6)
+        assert {broken.reason for broken in report.broken} == {
+            "the stored state is another: status is PENDING, the events tell None"
+        }

@@ -19,7 +19,7 @@ from app.models.deployment import (
     RingTarget,
     WayBack,
 )
-from app.models.event import Event
+from app.models.event import Event, EventCheckpoint, EventHead
 from app.models.freeze import Freeze, MaintenanceWindow
 from app.models.gate_policy import StoredPolicy
 from app.models.operation import Effect, EffectState, Operation, OperationStatus
@@ -39,6 +39,8 @@ __all__ = [
     "Effect",
     "EffectState",
     "Event",
+    "EventCheckpoint",
+    "EventHead",
     "Freeze",
     "IdempotencyKey",
     "LaneStatus",
