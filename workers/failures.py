@@ -10,6 +10,7 @@ from app.domain.operations import Failure
 from app.errors import ControlPlaneError, LeaseLost, Unavailable
 from app.resilience.classify import DATABASE, Safety, classify_exception, leaves
 from app.resilience.errors import CallError, DatabaseDown, JobAction, LocalSaturation, Unexpected, Unsettled
+from app.resilience.fence import Fenced
 from app.telemetry import redact_text
 
 BUG = Unexpected.code
@@ -56,6 +57,8 @@ def judge(error: BaseException, *, last_code: str | None = None) -> Verdict:
 def _judge_one(error: BaseException, last_code: str | None) -> Verdict:
     if isinstance(error, LeaseLost):
         return Verdict(Action.DROP, Failure("transient", error.code, error.detail))
+    if isinstance(error, Fenced):
+        return Verdict(Action.DROP, Failure("transient", LeaseLost.code, str(error)))
     if isinstance(error, Unavailable):
         failure = Failure("transient", error.code, error.detail)
         return Verdict(Action.DEFER, failure, timedelta(seconds=error.retry_after))

@@ -24,7 +24,7 @@ from app.domain.leases import Beat, Claimed
 from app.domain.operations import KINDS, Ended, Failure, Kind, OperationKind
 from app.errors import LeaseLost
 from app.models import OperationStatus
-from app.resilience import deadline
+from app.resilience import deadline, fence
 from app.runtime import Runtime
 from workers import failures
 from workers.context import Again, CancelRequested, Done, Job, JobFunction, Outcome
@@ -49,6 +49,11 @@ class Stop(StrEnum):
 
 
 Ending = Outcome | Verdict | Stop
+
+
+def awake() -> float:
+    """Seconds of a clock that goes on also while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def owner_name() -> str:
@@ -108,6 +113,7 @@ class Runner:
             await asyncio.wait(self._runs, timeout=within)
 
     async def _run(self, operation_id: str) -> None:
+        asked = awake()
         try:
             claimed = None if self._stopping else await self._claim(UUID(operation_id))
         except Exception as error:  # noqa: BLE001 - whatever it was: nothing is claimed, so it is rung for again
@@ -116,7 +122,7 @@ class Runner:
         if claimed is None:
             return
         with telemetry.correlated(claimed.correlation_id, operation_id=operation_id, kind=claimed.kind.value):
-            run = Run(self, claimed)
+            run = Run(self, claimed, asked)
             task = asyncio.current_task()
             if task is not None:
                 self._runs[task] = run
@@ -139,13 +145,14 @@ class Runner:
 class Run:
     """One run of one operation: the job's task, its lease, and what stopped it."""
 
-    def __init__(self, runner: Runner, claimed: Claimed) -> None:
+    def __init__(self, runner: Runner, claimed: Claimed, asked: float) -> None:
         self.runner = runner
         self.runtime = runner.runtime
         self.limits = runner.runtime.settings.worker
         self.kind = runner.kinds[claimed.kind]
         self.claimed = claimed
         self.began = time.monotonic()
+        self.renewed = asked
         self.hard_limit = self.kind.hard_limit.total_seconds()
         self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
 
@@ -153,6 +160,10 @@ class Run:
         """Have the job cancelled; the first reason counts."""
         if not self._stopped.done():
             self._stopped.set_result(reason)
+
+    def holds(self) -> bool:
+        """Whether the lease lasts for certain: renewed not long ago, by a clock that never stands still."""
+        return awake() - self.renewed < self.limits.lease * LEASE_TRUST
 
     async def attend(self) -> None:
         """Do the job and write down what became of it."""
@@ -193,7 +204,7 @@ class Run:
         job = Job(self.runtime, self.claimed, self.began + self.kind.soft_limit.total_seconds())
         margin = min(LAST_MOMENTS, self.hard_limit / 10)
         try:
-            with deadline.within(self.began + self.hard_limit - margin):
+            with deadline.within(self.began + self.hard_limit - margin), fence.behind(self.holds):
                 outcome = await self.runner.jobs[self.claimed.kind](job)
         except asyncio.CancelledError:
             raise
@@ -241,15 +252,15 @@ class Run:
         return self._judge(RuntimeError("the job was cancelled from inside"))
 
     async def _keep_lease(self) -> None:
-        wait, good = self.limits.heartbeat, time.monotonic()
+        wait = self.limits.heartbeat
         while True:
             await asyncio.sleep(wait)
-            asked = time.monotonic()
+            asked = awake()
             try:
                 beat = await self._beat()
             except Exception as error:  # noqa: BLE001 - without an answer the lease ends, whatever the reason
                 log.warning("heartbeat_failed", error=repr(error))
-                if time.monotonic() - good > self.limits.lease * LEASE_TRUST:
+                if not self.holds():
                     return self.stop(Stop.LOST)
                 wait = min(1.0, self.limits.heartbeat)
                 continue
@@ -257,7 +268,7 @@ class Run:
                 return self.stop(Stop.LOST)
             if beat is Beat.CANCEL:
                 self.stop(Stop.CANCEL)  # the lease is kept until the job has ended
-            wait, good = self.limits.heartbeat, asked
+            wait, self.renewed = self.limits.heartbeat, asked
 
     async def _beat(self) -> Beat:
         lease = timedelta(seconds=self.limits.lease)

@@ -19,6 +19,7 @@ from app.resilience.bulkhead import Bulkhead
 from app.resilience.circuit import Permit
 from app.resilience.classify import Safety, classify, classify_exception, out_of_time
 from app.resilience.errors import CallError, DeadlineExceeded, LocalSaturation, Throttled, Unexpected, Verdict
+from app.resilience.fence import Fenced
 from app.resilience.retry import SHORTEST_ATTEMPT, Retries, RetryProfile, is_repeatable
 from app.resilience.status import ClientPolicy
 
@@ -138,6 +139,9 @@ class Guard:
         try:
             async with asyncio.timeout(min(left, limit)) as timer:
                 result = await call.function(attempt)
+        except Fenced:
+            permit.settle(Verdict.NEUTRAL)
+            raise
         except Exception as error:
             is_late = left < limit and timer.expired() and isinstance(error, TimeoutError)
             failure = self._failed(error, attempt, call.safety, permit, is_late=is_late)

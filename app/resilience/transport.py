@@ -22,10 +22,12 @@ import aiohttp
 import httpx
 import yarl
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
 from app import telemetry
+from app.resilience import fence
 from app.resilience.classify import Safety, default_safety
 from app.resilience.file_body import FileBody
 
@@ -168,6 +170,7 @@ class Pool(AiohttpTransport):
         traces.on_connection_reuseconn.append(_mark_reused)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._limit, ssl=self.ssl_context),
+            request_class=FencedRequest,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=AUTOMATIC_HEADERS,
             auto_decompress=False,
@@ -177,6 +180,15 @@ class Pool(AiohttpTransport):
             trace_configs=[traces],
             middlewares=[_once],
         )
+
+
+class FencedRequest(aiohttp.ClientRequest):
+    """Once its connection is there, nothing stands between the last look at the fence and the first byte."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Send, if the work is still ours; aiohttp closes the connection otherwise."""
+        fence.check()
+        return await super().send(conn)
 
 
 class Body(AiohttpResponseStream):
