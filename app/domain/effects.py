@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action
+from app.errors import IllegalTransition
 from app.models import Effect, EffectState, Ring, RingDeployment, new_id
 
 ONCE = frozenset({Action.PUBLISH, Action.UPLOAD})
@@ -26,13 +27,16 @@ TOUCHED = (EffectState.SENT, EffectState.UNKNOWN, EffectState.CONFIRMED)
 MOVES: Mapping[EffectState, frozenset[EffectState]] = MappingProxyType(
     {
         EffectState.PLANNED: frozenset({EffectState.SENT}),
-        EffectState.SENT: frozenset({EffectState.CONFIRMED, EffectState.REJECTED, EffectState.UNKNOWN}),
+        EffectState.SENT: frozenset(
+            {EffectState.SENT, EffectState.CONFIRMED, EffectState.REJECTED, EffectState.UNKNOWN}
+        ),
         EffectState.UNKNOWN: frozenset({EffectState.SENT, EffectState.CONFIRMED, EffectState.REJECTED}),
         EffectState.REJECTED: frozenset({EffectState.PLANNED}),
         EffectState.CONFIRMED: frozenset({EffectState.PLANNED}),
     }
 )
-"""What may follow what; a confirmed one is planned anew only where a rollback undoes something else by it."""
+"""What may follow what. SENT again: the plane was asked, twice, and does not have it. A confirmed one is
+planned anew only where a rollback undoes something else by it."""
 
 
 def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action, *, turn: int = 1) -> str:
@@ -145,12 +149,21 @@ def _planned(effect: Effect) -> Planned:
 
 
 async def sent(session: AsyncSession, effect_id: UUID, *, operation_id: UUID, now: datetime) -> None:
-    """The request is about to leave: from here on only the plane knows whether it happened."""
-    await session.execute(
-        update(Effect)
-        .where(Effect.id == effect_id, Effect.state.in_(OPEN))
-        .values(state=EffectState.SENT, sent_at=now, absent_at=None, operation_id=operation_id)
-    )
+    """The request is about to leave: from here on only the plane knows whether it happened.
+
+    Raises:
+        IllegalTransition: it is settled, as every function below.
+    """
+    values = {"sent_at": now, "absent_at": None, "operation_id": operation_id}
+    await _move(session, effect_id, EffectState.SENT, **values)
+
+
+async def _move(session: AsyncSession, effect_id: UUID, state: EffectState, **values: Any) -> None:
+    sources = [source for source, targets in MOVES.items() if state in targets]
+    change = update(Effect).where(Effect.id == effect_id, Effect.state.in_(sources))
+    moved = await session.execute(change.values(state=state, **values).returning(Effect.id))
+    if moved.one_or_none() is None:
+        raise IllegalTransition(f"effect {effect_id} is in no state from which it can be {state.value}")
 
 
 async def progressed(session: AsyncSession, effect_id: UUID, checkpoint: dict[str, Any]) -> None:
@@ -167,29 +180,18 @@ async def confirmed(
     session: AsyncSession, effect_id: UUID, *, external_id: str | None, now: datetime
 ) -> None:
     """The plane has it."""
-    await _settle(session, effect_id, EffectState.CONFIRMED, now, external_id=external_id, error=None)
+    values = {"settled_at": now, "external_id": external_id, "error": None}
+    await _move(session, effect_id, EffectState.CONFIRMED, **values)
 
 
 async def rejected(session: AsyncSession, effect_id: UUID, *, error: dict[str, Any], now: datetime) -> None:
     """The plane refused it: nothing happened there."""
-    await _settle(session, effect_id, EffectState.REJECTED, now, error=error)
+    await _move(session, effect_id, EffectState.REJECTED, settled_at=now, error=error)
 
 
 async def unknown(session: AsyncSession, effect_id: UUID, *, error: dict[str, Any]) -> None:
     """It was sent and the answer never came; not settled: the plane is asked next."""
-    await session.execute(
-        update(Effect)
-        .where(Effect.id == effect_id, Effect.state == EffectState.SENT)
-        .values(state=EffectState.UNKNOWN, error=error)
-    )
-
-
-async def _settle(
-    session: AsyncSession, effect_id: UUID, state: EffectState, now: datetime, **values: Any
-) -> None:
-    await session.execute(
-        update(Effect).where(Effect.id == effect_id).values(state=state, settled_at=now, **values)
-    )
+    await _move(session, effect_id, EffectState.UNKNOWN, error=error)
 
 
 async def touched_lanes(session: AsyncSession, deployment_id: UUID) -> frozenset[UUID]:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState, Member
 from app.domain import deployments, devices, effects, measurements, pushes
+from app.domain.effects import Planned
 from app.domain.pushes import Push
 from app.models import Deployment, Event, Ring, RingDeployment
 from tests.factories import NOON
@@ -23,11 +24,25 @@ async def push(
     begun = await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=now)
     assert isinstance(begun, Push)
     for step in begun.steps.values():
-        await effects.sent(session, step.id, operation_id=await operation_of(session, lane), now=now)
-        await effects.confirmed(session, step.id, external_id=external_id, now=now)
+        if step.done:
+            continue
+        await carry_out(session, step, await operation_of(session, lane), external_id=external_id, now=now)
     await devices.store_members(session, lane.id, [Member(name, name, now) for name in names], now=now)
     if await pushes.targeted(session, lane.id, now=now):
         await pushes.confirm_push(session, lane.id, external_id=external_id, now=now)
+
+
+async def carry_out(
+    session: AsyncSession,
+    step: Planned,
+    operation_id: UUID,
+    *,
+    external_id: str | None = None,
+    now: datetime = NOON,
+) -> None:
+    """What a job writes around a change that the plane makes."""
+    await effects.sent(session, step.id, operation_id=operation_id, now=now)
+    await effects.confirmed(session, step.id, external_id=external_id, now=now)
 
 
 async def operation_of(session: AsyncSession, lane: RingDeployment) -> UUID:

@@ -12,7 +12,6 @@ from app.connectors.contract import Action, InstallState
 from app.domain import (
     commands,
     deployments,
-    effects,
     leases,
     operations,
     outcomes,
@@ -30,7 +29,7 @@ from app.domain.pushes import Held, Push
 from app.domain.rollout import COMMANDS, HOLDS, Command
 from app.errors import IllegalTransition, VersionMismatch
 from app.models import Deployment, DeploymentStatus, LaneStatus, OperationStatus, Ring, new_id
-from tests.domain.steps import S, event_types, measure, operation_of, pass_ring, push, reload
+from tests.domain.steps import S, carry_out, event_types, measure, operation_of, pass_ring, push, reload
 from tests.factories import NOON, make_deployment
 
 Order = Callable[..., Awaitable[Any]]
@@ -231,7 +230,7 @@ class TestCancel:
         asked = await withdrawal.begin(session, lane.id, operation_id, deployment_id=deployment.id)
         assert isinstance(asked, withdrawal.Withdrawal)
         await withdrawal.permit(session, deployment.id)
-        await effects.confirmed(session, asked.step.id, external_id=None, now=NOON)
+        await carry_out(session, asked.step, operation_id)
         await withdrawal.finish(session, lane.id, deployment_id=deployment.id, now=NOON)
 
         assert asked.step.key == f"{deployment.id}/intune/LAB/unassign"
@@ -247,7 +246,7 @@ class TestCancel:
         withdrawn = await operation_of(session, lane)
         asked = await withdrawal.begin(session, lane.id, withdrawn, deployment_id=deployment.id)
         assert isinstance(asked, withdrawal.Withdrawal)
-        await effects.confirmed(session, asked.step.id, external_id=None, now=NOON)
+        await carry_out(session, asked.step, withdrawn)
 
         await order(session, Command.ROLLBACK, deployment)
 

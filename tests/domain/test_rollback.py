@@ -36,7 +36,7 @@ from app.models import (
     new_id,
 )
 from app.runtime import Runtime
-from tests.domain.steps import S, event_types, measure, operation_of, pass_ring, push, reload
+from tests.domain.steps import S, carry_out, event_types, measure, operation_of, pass_ring, push, reload
 from tests.factories import FACTORS, NOON, make_deployment
 from tests.waiting import eventually
 
@@ -107,7 +107,7 @@ async def test_an_assignment_whose_answer_was_lost_counts_as_touched(session: As
     begun = await pushes.begin_push(session, lane.id, operation_id, now=NOON)
     assert isinstance(begun, Push)
     published, assigned = begun.steps[Action.PUBLISH], begun.steps[Action.ASSIGN]
-    await effects.confirmed(session, published.id, external_id="app-9", now=NOON)
+    await carry_out(session, published, operation_id, external_id="app-9")
     await effects.sent(session, assigned.id, operation_id=operation_id, now=NOON)
 
     _, rollback_id = await rollback.begin(session, deployment.id, actor="bob", now=NOON)
