@@ -94,6 +94,26 @@ class LimitSettings(Part):
     retry_floor: Annotated[int, Field(ge=0)] = 10
 
 
+class ReconciliationSettings(Part):
+    """How often planes are compared with what was decided; times in seconds.
+
+    ``critical_every``: for applications that are critical. ``apart``: what is seen twice is believed if so
+    much lies between. ``repair_after``: until the second repair; the waits after it double.
+    """
+
+    every: PositiveFloat = 3600.0
+    critical_every: PositiveFloat = 900.0
+    apart: PositiveFloat = 60.0
+    repair_after: PositiveFloat = 3600.0
+
+
+class HousekeepingSettings(Part):
+    """How often the history gets a checkpoint, and what is too old is deleted, in seconds."""
+
+    checkpoint: PositiveFloat = 3600.0
+    retention: PositiveFloat = 3600.0
+
+
 class Settings(BaseSettings):
     """Everything that may be set from outside. A plane without settings is not configured, and says so."""
 
@@ -117,6 +137,8 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     worker: WorkerSettings = WorkerSettings()
     limits: LimitSettings = LimitSettings()
+    reconciliation: ReconciliationSettings = ReconciliationSettings()
+    housekeeping: HousekeepingSettings = HousekeepingSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="before")

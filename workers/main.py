@@ -19,7 +19,7 @@ from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
 from app.runtime import open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
-from workers import deployments, planes, steering
+from workers import deployments, housekeeping, planes, reconciliation, schedules, steering
 from workers.context import JobFunction
 from workers.exposition import exposition
 from workers.queues import QueueLoop, QueueWorker, Slots
@@ -39,6 +39,10 @@ JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
         OperationKind.RETRY_DEVICES: steering.retry_devices,
         OperationKind.CHECK_PLANE: planes.check_plane,
         OperationKind.COUNT_TARGET: planes.count_target,
+        OperationKind.RECONCILE: reconciliation.reconcile,
+        OperationKind.REPAIR_LANE: reconciliation.repair_lane,
+        OperationKind.CHECKPOINT_HISTORY: housekeeping.checkpoint_history,
+        OperationKind.APPLY_RETENTION: housekeeping.apply_retention,
     }
 )
 
@@ -76,7 +80,7 @@ async def main(
 async def work(runner: Runner, stop: asyncio.Event, *, metrics: str) -> None:
     """Run operations until ``stop`` is set; then finish or give back what runs."""
     runtime, jobs, watchdog = runner.runtime, runner.jobs, runner.watchdog
-    relay = Relay(runtime, list(jobs), ended=outcomes.operation_ended)
+    relay = Relay(runtime, list(jobs), ended=outcomes.operation_ended, rules=schedules.rules(runtime))
     ringing = [asyncio.create_task(loop) for loop in relay.loops()]
     loops = queue_loops(runner)
     hearing = [asyncio.create_task(loop.run()) for loop in loops]

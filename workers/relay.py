@@ -15,9 +15,10 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from app import telemetry
-from app.domain import board, dispatch
+from app.domain import board, dispatch, schedules
 from app.domain.dispatch import Due
 from app.domain.operations import Ended, OperationKind
+from app.domain.schedules import Rule
 from app.doorbell import CHANNEL, connect
 from app.resilience import BreakerOpen
 from app.runtime import Runtime
@@ -39,8 +40,17 @@ log = telemetry.logger(__name__)
 class Relay:
     """Due operations to Redis, expired leases to due again. Any number may run; locked rows are skipped."""
 
-    def __init__(self, runtime: Runtime, kinds: Collection[OperationKind], *, ended: Ended) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        kinds: Collection[OperationKind],
+        *,
+        ended: Ended,
+        rules: Collection[Rule] = (),
+    ) -> None:
         self._runtime = runtime
+        self._rules = rules
+        self._declared = False
         self._kinds = kinds
         self._ended = ended
         self._limits = runtime.settings.worker
@@ -122,7 +132,16 @@ class Relay:
         for operation_id in hopeless:
             await self._give_up(operation_id)
         await self._expire_requests()
+        await self._tick()
         await asyncio.sleep(SWEEP_EVERY)
+
+    async def _tick(self) -> None:
+        """Begin the repeated work whose time has come."""
+        async with self._runtime.transaction() as session:
+            if not self._declared:
+                await schedules.declare(session, self._rules)
+            await schedules.tick(session, self._rules)
+        self._declared = True
 
     async def _expire_requests(self) -> None:
         """Close requests to the board that nobody decided in time."""

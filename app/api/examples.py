@@ -209,6 +209,25 @@ GATE: dict[str, Any] = {
     "confidence": None,
     "dry_run": [],
 }
+DRIFT: dict[str, Any] = {
+    "id": EFFECT,
+    "deployment_id": ID,
+    "ring": "PILOT",
+    "plane": "intune",
+    "type": "missing_assignment",
+    "severity": "high",
+    "status": "ESCALATED",
+    "detail": "143.0.1 is not assigned to 6d0e3f6c-pilot any more",
+    "expected": {"target": "6d0e3f6c-pilot", "version": "143.0.1"},
+    "observed": {"target": None},
+    "first_seen_at": THEN,
+    "last_seen_at": LATER,
+    "resolved_at": None,
+    "repairs": 0,
+    "next_repair_at": None,
+    "operation_id": None,
+    "version": 2,
+}
 FREEZE: dict[str, Any] = {
     "starts_at": THEN,
     "ends_at": LATER,
@@ -261,6 +280,7 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
         "who_can_act": "approver",
     },
     "FailureCause": {"cause": "download failed", "devices": 82, "of": 86, "lanes": ["PILOT/intune"]},
+    "DriftRead": DRIFT,
     "FreezeCreate": FREEZE,
     "FreezeRead": {**FREEZE, "id": EFFECT, "created_by": "bob", "created_at": THEN, "version": 1},
     "WindowPut": WINDOW,

@@ -11,6 +11,7 @@ TAGS: list[dict[str, Any]] = [
     {"name": "approvals", "description": "What the change advisory board is asked and decides."},
     {"name": "gates", "description": "What it takes to leave a ring."},
     {"name": "freezes", "description": "When devices may be touched."},
+    {"name": "drift", "description": "Where planes have something else than was decided."},
     {"name": "operations", "description": "Durable work: what is done after an answer."},
     {"name": "targets", "description": "Which devices a ring means on a plane."},
     {"name": "planes", "description": "The device managers."},

@@ -52,6 +52,10 @@ class OperationKind(StrEnum):
     RETRY_DEVICES = "retry_devices"
     CHECK_PLANE = "check_plane"
     COUNT_TARGET = "count_target"
+    RECONCILE = "reconcile"
+    REPAIR_LANE = "repair_lane"
+    CHECKPOINT_HISTORY = "checkpoint_history"
+    APPLY_RETENTION = "apply_retention"
 
 
 class Queue(StrEnum):
@@ -78,6 +82,13 @@ class Kind:
 
 
 _LONG, _LONG_SOFT = timedelta(seconds=300), timedelta(seconds=270)
+
+
+def _repeated() -> Kind:
+    """Of what is asked again soon, whatever became of it."""
+    return Kind(queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=1))
+
+
 KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
     {
         OperationKind.DEPLOY_TO_CONNECTOR: Kind(
@@ -95,9 +106,13 @@ KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
             soft_limit=timedelta(seconds=50),
             deadline=timedelta(minutes=15),
         ),
-        OperationKind.COUNT_TARGET: Kind(
-            queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=1)
+        OperationKind.COUNT_TARGET: _repeated(),
+        OperationKind.RECONCILE: _repeated(),
+        OperationKind.REPAIR_LANE: Kind(
+            queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
         ),
+        OperationKind.CHECKPOINT_HISTORY: _repeated(),
+        OperationKind.APPLY_RETENTION: _repeated(),
     }
 )
 
@@ -113,7 +128,7 @@ TOUCHING = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What an operation is about: ``type`` is ``lane``, ``plane``, ``target``; ``id`` is in our words."""
+    """What an operation is about: ``type`` is ``lane``, ``plane``, ``drift`` …; ``id`` is in our words."""
 
     type: str
     id: str
@@ -154,12 +169,13 @@ async def enqueue(
     args: Json | None = None,
     delay: timedelta = timedelta(0),
     deadline: timedelta | None = None,
+    operation_id: UUID | None = None,
 ) -> UUID:
-    """Record work to be done once the caller's transaction is committed; its id.
+    """Record work to be done once the caller's transaction is committed; its id, a new one by default.
 
     ``args`` is JSON, ids and plain values only. ``deadline`` counts from now; None takes the kind's.
     """
-    rules, operation_id = KINDS[kind], new_id()
+    rules, operation_id = KINDS[kind], operation_id or new_id()
     lifetime = deadline or rules.deadline
     await session.execute(
         insert(Operation).values(

@@ -19,10 +19,12 @@ from app.models.deployment import (
     RingTarget,
     WayBack,
 )
+from app.models.drift import Drift, DriftStatus, DriftType, Severity
 from app.models.event import Event, EventCheckpoint, EventHead
 from app.models.freeze import Freeze, MaintenanceWindow
 from app.models.gate_policy import StoredPolicy
 from app.models.operation import Effect, EffectState, Operation, OperationStatus
+from app.models.schedule import Schedule, ScheduleTick
 
 __all__ = [
     "ApiToken",
@@ -36,6 +38,9 @@ __all__ = [
     "DeploymentStatus",
     "DeviceResult",
     "DeviceState",
+    "Drift",
+    "DriftStatus",
+    "DriftType",
     "Effect",
     "EffectState",
     "Event",
@@ -52,6 +57,9 @@ __all__ = [
     "RingDeployment",
     "RingTarget",
     "Role",
+    "Schedule",
+    "ScheduleTick",
+    "Severity",
     "StoredPolicy",
     "WayBack",
     "new_id",

@@ -113,6 +113,7 @@ class Deployment(Base):
         Index("ix_deployments_created", text("created_at DESC"), text("id DESC")),
         Index("ix_deployments_status_created", "status", text("created_at DESC"), text("id DESC")),
         Index("ix_deployments_app_created", "app_name", text("created_at DESC"), text("id DESC")),
+        Index("ix_deployments_app", text("lower(app_name)"), "id"),
         Index("ix_deployments_correlation", "correlation_id"),
     )
 
@@ -199,7 +200,8 @@ class RingDeployment(Base):
     The counters are kept by the statements that store device results; they count targeted devices only.
     ``reserved``: devices that count against the blast-radius budget, from the moment they may be touched.
     ``held_for`` is the blocker's code of a HELD lane. ``override``: who let it pass its gate, why, how long.
-    ``retry_until``: so long failed devices may still succeed, because they try again.
+    ``retry_until``: so long failed devices may still succeed, because they try again. ``looked_at``: when
+    the plane was last asked whether it still has what was decided.
     """
 
     __tablename__ = "ring_deployments"
@@ -254,6 +256,7 @@ class RingDeployment(Base):
     started_at: Mapped[Instant | None]
     pushed_at: Mapped[Instant | None]
     measured_at: Mapped[Instant | None]
+    looked_at: Mapped[Instant | None]
     finished_at: Mapped[Instant | None]
 
 

@@ -105,8 +105,8 @@ class Operation(Base):
 class Effect(Base):
     """One change asked of a plane, written before it is sent. ``key`` makes a repeat harmless.
 
-    ``absent_at``: asked after a lost answer, the plane did not show it. ``checkpoint`` is how far an upload
-    has come, in the connector's own words.
+    ``operation_id`` may outlive that operation's own row. ``absent_at``: asked after a lost answer, the plane
+    did not show it. ``checkpoint`` is how far an upload has come, in the connector's own words.
     """
 
     __tablename__ = "effects"
@@ -116,7 +116,7 @@ class Effect(Base):
     key: Mapped[str] = mapped_column(unique=True)
     deployment_id: Mapped[UUID] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"))
     lane_id: Mapped[UUID | None] = mapped_column(ForeignKey("ring_deployments.id", ondelete="CASCADE"))
-    operation_id: Mapped[UUID] = mapped_column(ForeignKey("operations.id", ondelete="CASCADE"))
+    operation_id: Mapped[UUID]
     ring: Mapped[Ring | None] = mapped_column(enum_column(Ring, "ring"))
     plane: Mapped[str]
     action: Mapped[Action] = mapped_column(enum_column(Action, "effect_action"))

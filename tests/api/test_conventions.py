@@ -33,6 +33,7 @@ from tests.api.conftest import (
 from tests.logs import captured_lines
 from tests.waiting import eventually
 
+IDS = ("deployment_id", "operation_id", "approval_id", "freeze_id", "drift_id")
 NO_DEPLOYMENT = "/deployments/0199c0de-0000-7000-8000-00000000dead"
 
 
@@ -105,7 +106,7 @@ class TestAdmission:
                 assert route.path is not None
                 needed = DECLARED[route.endpoint].permission
                 path = route.path.replace(":uuid", "").format(
-                    **dict.fromkeys(("deployment_id", "operation_id", "approval_id", "freeze_id"), uuid4()),
+                    **dict.fromkeys(IDS, uuid4()),
                     plane="jamf",
                     ring="LAB",
                     service="nobody",

@@ -86,6 +86,8 @@ def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
         "POST /api/v1/approvals/{approval_id}/approve": "approve_approval",
         "POST /api/v1/approvals/{approval_id}/reject": "reject_approval",
         "GET /api/v1/gate-policies": "list_gate_policies",
+        "GET /api/v1/drift": "list_drift",
+        "GET /api/v1/drift/{drift_id}": "read_drift",
         "GET /api/v1/freezes": "list_freezes",
         "POST /api/v1/freezes": "create_freeze",
         "GET /api/v1/freezes/{freeze_id}": "read_freeze",

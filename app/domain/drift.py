@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What planes have against what was decided: differences seen, believed, repaired in bounds, escalated."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.connectors.contract import Assignment, DeviceReport, InstallState, Manifest, Observed, Plane
+from app.domain import deployments, events, lanes, operations
+from app.domain.applications import made_on
+from app.domain.events import SYSTEM
+from app.domain.operations import OperationKind, Subject
+from app.errors import IllegalTransition, NotFound
+from app.models import (
+    Deployment,
+    Drift,
+    DriftStatus,
+    DriftType,
+    LaneStatus,
+    Ring,
+    RingDeployment,
+    Severity,
+)
+
+MOVES: Mapping[DriftStatus, frozenset[DriftStatus]] = MappingProxyType(
+    {
+        DriftStatus.SUSPECTED: frozenset({DriftStatus.OPEN, DriftStatus.ESCALATED, DriftStatus.RESOLVED}),
+        DriftStatus.OPEN: frozenset({DriftStatus.ESCALATED, DriftStatus.RESOLVED}),
+        DriftStatus.ESCALATED: frozenset({DriftStatus.RESOLVED}),
+        DriftStatus.RESOLVED: frozenset(),
+    }
+)
+SEVERITIES: Mapping[DriftType, Severity] = MappingProxyType(
+    {
+        DriftType.MISSING_ASSIGNMENT: Severity.HIGH,
+        DriftType.VERSION_MISMATCH: Severity.MEDIUM,
+        DriftType.SCOPE_MISMATCH: Severity.HIGH,
+        DriftType.COMPLIANCE_DRIFT: Severity.MEDIUM,
+    }
+)
+REPAIRED_TYPES = frozenset({DriftType.MISSING_ASSIGNMENT, DriftType.VERSION_MISMATCH})
+REPAIRED_RINGS = frozenset({Ring.LAB, Ring.CANARY})
+MOST_REPAIRS = 3
+LOST = frozenset({InstallState.NOT_INSTALLED, InstallState.FAILED})
+"""What a device reports that does not have any more what it had."""
+EXAMPLES = 10
+
+IN_FORCE = """
+    lane.pushed_at IS NOT NULL AND lane.status IN ('MEASURING', 'HELD', 'PROMOTED')
+    AND deployment.status IN ('DEPLOYING', 'AWAITING_CAB', 'APPROVED', 'COMPLETED')
+    AND NOT EXISTS (
+        SELECT FROM deployments AS newer JOIN ring_deployments AS same ON same.deployment_id = newer.id
+        WHERE lower(newer.app_name) = lower(deployment.app_name) AND newer.id > deployment.id
+            AND newer.status <> 'ROLLED_BACK' AND same.started_at IS NOT NULL
+            AND same.plane = lane.plane AND same.ring = lane.ring)
+"""
+"""A lane whose plane is to have what it was given: no newer version was begun there, unless taken back."""
+
+TO_LOOK_AT = text(f"""
+    SELECT lane.id FROM ring_deployments AS lane
+    JOIN deployments AS deployment ON deployment.id = lane.deployment_id
+    WHERE lane.plane = :plane AND (lane.looked_at IS NULL OR lane.looked_at < :since)
+        AND (NOT :critical OR deployment.criticality = 'critical') AND {IN_FORCE}
+    ORDER BY lane.looked_at NULLS FIRST, lane.id LIMIT :limit
+""")  # noqa: S608 - composed of constants
+MOOT = text(f"""
+    SELECT drift.id FROM drifts AS drift
+    JOIN ring_deployments AS lane ON lane.id = drift.lane_id
+    JOIN deployments AS deployment ON deployment.id = drift.deployment_id
+    WHERE drift.status <> 'RESOLVED' AND drift.plane = :plane AND NOT ({IN_FORCE})
+    ORDER BY drift.deployment_id, drift.id
+""")  # noqa: S608 - composed of constants
+HOLDS = text(f"""
+    SELECT EXISTS (SELECT FROM ring_deployments AS lane JOIN deployments AS deployment
+        ON deployment.id = lane.deployment_id WHERE lane.id = :lane AND {IN_FORCE})
+""")  # noqa: S608 - composed of constants
+HAD_IT = text("""
+    SELECT device_id, name FROM device_results
+    WHERE lane_id = :lane AND device_id = ANY(:devices) AND state = 'SUCCEEDED' AND NOT late
+    ORDER BY device_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far apart two looks must be to be believed, and the first of the waits between repairs."""
+
+    apart: timedelta
+    repair: timedelta
+
+    def until_next(self, repairs: int) -> timedelta:
+        """How long a repair is left to work; each is given twice as long as the one before."""
+        return self.repair * float(2 ** (repairs - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What to ask of a plane about one lane, and what was decided there.
+
+    ``decided`` has the targets of all lanes of the deployment on the plane. ``had_it``: how many devices
+    succeeded; at least ``min_success_rate`` of ``targeted`` are to have it still. ``settled``: its devices
+    are not measured any more, so nobody else sees them lose it.
+    """
+
+    lane_id: UUID
+    assignment: Assignment
+    decided: frozenset[str]
+    targeted: int
+    had_it: int
+    min_success_rate: float
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference, as it was seen once."""
+
+    type: DriftType
+    detail: str
+    expected: Mapping[str, Any]
+    observed: Mapping[str, Any]
+
+
+async def to_look_at(
+    session: AsyncSession, plane: Plane, *, since: datetime, critical: bool, limit: int
+) -> list[UUID]:
+    """Lanes in force on a plane that nobody has looked at ``since`` then, the longest ago first."""
+    values = {"plane": plane.value, "since": since, "critical": critical, "limit": limit}
+    return list(await session.scalars(TO_LOOK_AT, values))
+
+
+async def begin_look(session: AsyncSession, lane_id: UUID) -> Look | None:
+    """What to ask about a lane; None if it is not in force any more."""
+    if not await session.scalar(HOLDS, {"lane": lane_id}):
+        return None
+    lane = await session.get_one(RingDeployment, lane_id)
+    deployment = await deployments.get(session, lane.deployment_id)
+    of_plane = [other for other in deployment.lanes if other.plane == lane.plane]
+    return Look(
+        lane_id=lane_id,
+        assignment=await made_on(session, deployment, lane),
+        decided=frozenset(other.target_ref for other in of_plane),
+        targeted=lane.targeted,
+        had_it=lane.success_count,
+        min_success_rate=deployments.policy_of(deployment).gates[lane.ring].min_success_rate,
+        settled=lane.status is LaneStatus.PROMOTED,
+    )
+
+
+async def have_lost(
+    session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport]
+) -> list[tuple[str, str]]:
+    """Which devices of a page of reports had it and have not any more: their ids and names."""
+    without = [report.device_id for report in reports if report.state in LOST]
+    if not without:
+        return []
+    rows = await session.execute(HAD_IT, {"lane": lane_id, "devices": without})
+    return [(row.device_id, row.name) for row in rows]
+
+
+def weigh(look: Look, observed: Observed, lost: Sequence[tuple[str, str]]) -> list[Finding]:
+    """The differences between what was decided and what was seen. Pure."""
+    return [finding for finding in (_missing(look, observed), *_others(look, observed, lost)) if finding]
+
+
+def _missing(look: Look, observed: Observed) -> Finding | None:
+    if observed.assigned:
+        return None
+    ref, version = look.assignment.target.ref, look.assignment.app.version
+    told = {"target": ref, "version": version}
+    return Finding(
+        DriftType.MISSING_ASSIGNMENT, f"{version} is not assigned to {ref} any more", told, {"target": None}
+    )
+
+
+def _others(look: Look, observed: Observed, lost: Sequence[tuple[str, str]]) -> Iterable[Finding | None]:
+    decided = look.assignment.app.version
+    if observed.assigned and observed.version not in {None, decided}:
+        detail = f"devices would get {observed.version} in place of {decided}"
+        told = {"version": decided}
+        yield Finding(DriftType.VERSION_MISMATCH, detail, told, {"version": observed.version})
+    more = sorted(set(observed.others) - look.decided)
+    if more:
+        detail = f"it is assigned to {', '.join(more[:3])} too, which nobody decided"
+        told_scope = {"targets": sorted(look.decided)}
+        yield Finding(DriftType.SCOPE_MISMATCH, detail, told_scope, {"others": more})
+    yield _compliance(look, lost)
+
+
+def _compliance(look: Look, lost: Sequence[tuple[str, str]]) -> Finding | None:
+    left = look.had_it - len(lost)
+    if not look.settled or not lost or left >= look.min_success_rate * look.targeted:
+        return None
+    return Finding(
+        DriftType.COMPLIANCE_DRIFT,
+        f"{len(lost)} of {look.had_it} devices that had it have not any more",
+        {"devices": look.had_it, "min_success_rate": look.min_success_rate},
+        {"devices": left, "examples": [name for _, name in lost[:EXAMPLES]]},
+    )
+
+
+async def record(
+    session: AsyncSession,
+    lane_id: UUID,
+    findings: Sequence[Finding],
+    *,
+    manifest: Manifest,
+    pace: Pace,
+    tick: datetime,
+    now: datetime,
+) -> None:
+    """Write down what one look at a lane saw: new suspicions, what is believed now, what is over.
+
+    Locks the deployment. ``tick`` is that of the schedule: no second look belongs to it.
+    """
+    deployment, lane = await lanes.lock_lane(session, lane_id)
+    lane.looked_at = max(now, tick)
+    known = {drift.type: drift for drift in await _unresolved(session, lane_id)}
+    found = {finding.type: finding for finding in findings}
+    for kind in DriftType:
+        drift, finding = known.get(kind), found.get(kind)
+        if finding is None and drift is not None:
+            await resolve(session, deployment, drift, now=now, why="it is as it was decided")
+        elif finding is not None and drift is None:
+            session.add(_suspicion(lane, finding, now))
+        elif finding is not None and drift is not None:
+            _see_again(drift, finding, now)
+            await _act(session, deployment, drift, manifest=manifest, pace=pace, now=now)
+    await session.flush()
+
+
+async def not_readable(session: AsyncSession, lane_id: UUID, *, tick: datetime, now: datetime) -> None:
+    """The plane refused to tell about a lane: nothing is known of it, the next tick asks again."""
+    _, lane = await lanes.lock_lane(session, lane_id)
+    lane.looked_at = max(now, tick)
+    await session.flush()
+
+
+async def _unresolved(session: AsyncSession, lane_id: UUID) -> Sequence[Drift]:
+    query = select(Drift).where(Drift.lane_id == lane_id, Drift.status != DriftStatus.RESOLVED)
+    return (await session.scalars(query.with_for_update())).all()
+
+
+def _suspicion(lane: RingDeployment, finding: Finding, now: datetime) -> Drift:
+    return Drift(
+        deployment_id=lane.deployment_id,
+        lane_id=lane.id,
+        ring=lane.ring,
+        plane=lane.plane,
+        type=finding.type,
+        severity=SEVERITIES[finding.type],
+        status_since=now,
+        detail=finding.detail,
+        expected=dict(finding.expected),
+        observed=dict(finding.observed),
+        first_seen_at=now,
+        last_seen_at=now,
+    )
+
+
+def _see_again(drift: Drift, finding: Finding, now: datetime) -> None:
+    drift.seen += 1
+    drift.last_seen_at, drift.detail, drift.observed = now, finding.detail, dict(finding.observed)
+
+
+async def _act(
+    session: AsyncSession,
+    deployment: Deployment,
+    drift: Drift,
+    *,
+    manifest: Manifest,
+    pace: Pace,
+    now: datetime,
+) -> None:
+    """Believe it, repair it, or leave it to a person."""
+    if drift.status is DriftStatus.SUSPECTED and now - drift.first_seen_at < pace.apart:
+        return
+    why_not = why_not_repaired(deployment, drift, manifest)
+    if drift.status is DriftStatus.SUSPECTED:
+        _tell(session, deployment, drift, "drift.found", now=now, severity=drift.severity.value)
+        if why_not is None:
+            move(drift, DriftStatus.OPEN, now)
+    if drift.status is DriftStatus.ESCALATED or await _is_being_repaired(session, drift, now):
+        return
+    if why_not is None and drift.repairs >= MOST_REPAIRS:
+        why_not = f"{drift.repairs} repairs did not last"
+    if why_not is None:
+        await _order_repair(session, deployment, drift, pace=pace, now=now)
+    else:
+        move(drift, DriftStatus.ESCALATED, now)
+        _tell(session, deployment, drift, "drift.escalated", now=now, reason=why_not)
+
+
+def why_not_repaired(deployment: Deployment, drift: Drift, manifest: Manifest) -> str | None:
+    """Why this is a person's business; None where the control plane repairs it by itself."""
+    if drift.type not in REPAIRED_TYPES:
+        return f"{drift.type.value} is never repaired without a person"
+    if drift.ring not in REPAIRED_RINGS:
+        return f"nothing is repaired in {drift.ring.value} without a person"
+    if deployment.privileged:
+        return "privileged tooling is never repaired without a person"
+    if drift.type is DriftType.VERSION_MISMATCH and not manifest.mends_version:
+        return f"{manifest.title} does not bring the version back when it is assigned again"
+    return None
+
+
+async def _is_being_repaired(session: AsyncSession, drift: Drift, now: datetime) -> bool:
+    if drift.next_repair_at is not None and now < drift.next_repair_at:
+        return True
+    if drift.operation_id is None:
+        return False
+    return (await operations.get(session, drift.operation_id)).status not in operations.ENDED
+
+
+async def _order_repair(
+    session: AsyncSession, deployment: Deployment, drift: Drift, *, pace: Pace, now: datetime
+) -> None:
+    drift.operation_id = await operations.enqueue(
+        session,
+        OperationKind.REPAIR_LANE,
+        subject=Subject("drift", str(drift.id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+    )
+    drift.repairs += 1
+    drift.version += 1
+    drift.next_repair_at = now + pace.until_next(drift.repairs)
+    _tell(session, deployment, drift, "drift.repair_ordered", now=now, repair=drift.repairs)
+
+
+def move(drift: Drift, status: DriftStatus, now: datetime) -> None:
+    """Change the state.
+
+    Raises:
+        IllegalTransition: the table does not have the move.
+    """
+    if status not in MOVES[drift.status]:
+        raise IllegalTransition(f"drift {drift.id} is {drift.status.value}, not to be {status.value}")
+    drift.status, drift.status_since = status, now
+    drift.version += 1
+
+
+async def resolve(
+    session: AsyncSession, deployment: Deployment, drift: Drift, *, now: datetime, why: str
+) -> None:
+    """It is gone; whoever heard of it hears that too."""
+    told = drift.status is not DriftStatus.SUSPECTED
+    drift.resolved_at = now
+    move(drift, DriftStatus.RESOLVED, now)
+    if told:
+        _tell(session, deployment, drift, "drift.resolved", now=now, reason=why)
+    await session.flush()
+
+
+def _tell(
+    session: AsyncSession, deployment: Deployment, drift: Drift, kind: str, *, now: datetime, **told: Any
+) -> None:
+    about = {"ring": drift.ring.value, "plane": drift.plane, "type": drift.type.value}
+    after = {**about, "drift_id": str(drift.id), "detail": drift.detail, **told}
+    events.record(session, deployment, kind, actor=SYSTEM, now=now, after=after)
+
+
+async def get(session: AsyncSession, drift_id: UUID) -> Drift:
+    """One difference.
+
+    Raises:
+        NotFound: no such one.
+    """
+    found = await session.get(Drift, drift_id)
+    if found is None:
+        raise NotFound(f"there is no drift {drift_id}")
+    return found
+
+
+async def page(
+    session: AsyncSession, filters: Mapping[str, Any], *, before: UUID | None, limit: int
+) -> tuple[Sequence[Drift], UUID | None]:
+    """Up to ``limit`` differences, newest first, and the id to go on after, None at the end."""
+    query = select(Drift).filter_by(**filters).order_by(Drift.id.desc()).limit(limit + 1)
+    if before is not None:
+        query = query.where(Drift.id < before)
+    rows = (await session.scalars(query)).all()
+    return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
+
+
+async def close_moot(session: AsyncSession, plane: Plane, *, now: datetime) -> int:
+    """Resolve what concerns lanes that are not in force any more; how many. Locks their deployments."""
+    moot = list(await session.scalars(MOOT, {"plane": plane.value}))
+    for drift_id in moot:
+        drift = await session.get_one(Drift, drift_id)
+        deployment = await deployments.lock(session, drift.deployment_id)
+        await resolve(session, deployment, drift, now=now, why="its lane is not in force any more")
+    return len(moot)
