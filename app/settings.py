@@ -108,10 +108,14 @@ class ReconciliationSettings(Part):
 
 
 class HousekeepingSettings(Part):
-    """How often the history gets a checkpoint, and what is too old is deleted, in seconds."""
+    """How often the history gets a checkpoint, and what is too old is deleted, in seconds.
+
+    A deployment that only a person can move, and nobody has for ``abandoned_after`` seconds, is cancelled.
+    """
 
     checkpoint: PositiveFloat = 3600.0
     retention: PositiveFloat = 3600.0
+    abandoned_after: PositiveFloat = 30 * 86400.0
 
 
 class Settings(BaseSettings):

@@ -63,6 +63,12 @@ loop_lag = Histogram(
     buckets=(0.005, 0.025, 0.1, 0.25, 1, 2.5, 10, 30, 60),
     registry=registry,
 )
+oldest_state = Gauge(
+    "eucora_oldest_state_age_ratio",
+    "Age of the oldest in each state that is not final, by the longest it may be in it; stays below 1.",
+    ("machine", "state"),
+    registry=registry,
+)
 wake_ups = Counter("eucora_wake_ups_total", "Due operations pushed to the queues.", registry=registry)
 
 

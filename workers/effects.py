@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Verified
-from app.domain import effects
+from app.domain import doubts, effects
 from app.domain.effects import Planned
+from app.domain.operations import Failure
 from app.errors import IllegalTransition
 from app.resilience.errors import (
     AmbiguousError,
@@ -21,11 +23,14 @@ from app.resilience.errors import (
     Unsettled,
 )
 from app.telemetry import redact_text
-from workers.context import Again, CancelRequested, Job
+from workers.context import Again, CancelRequested, Done, Job, Outcome
+from workers.planes import connector_for
 
 SECOND_LOOK = timedelta(seconds=3)
 """After this a plane that did not show an effect is asked again: directories are slow to show what is new."""
 
+
+ABSENT = Failure("unknown", "absent", "its answer was lost, and the plane does not have it")
 
 Permit = Callable[[AsyncSession], Awaitable[Again | None]]
 """Asked in the transaction that writes SENT, with the deployment locked: None lets the request leave, an
@@ -134,3 +139,19 @@ def as_json(error: CallError) -> dict[str, Any]:
     """An error as the ledger and the lanes keep it."""
     message = redact_text(error.detail)
     return {"class": error.error_class, "code": error.code, "message": message, "service": error.service}
+
+
+async def settle_effect(job: Job) -> Outcome:
+    """Ask the plane about an effect whose answer was lost, and whose own work has ended; nothing is sent."""
+    async with job.transaction() as session:
+        doubt = await doubts.begin(session, UUID(job.claimed.subject.id))
+    if doubt is None:
+        return Done({"outcome": "not_in_doubt"})
+    there = await connector_for(job, doubt.plane).verify(doubt.action, doubt.app, doubt.assignment)
+    if there.holds:
+        await settle(job, doubt.step, there.external_id)
+        return Done({"outcome": "there"})
+    await believe_absence(job, doubt.step)
+    async with job.transaction() as session:
+        await effects.rejected(session, doubt.step.id, error=ABSENT.to_json(), now=job.runtime.clock())
+    return Done({"outcome": "absent"})

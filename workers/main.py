@@ -19,7 +19,7 @@ from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
 from app.runtime import open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
-from workers import deployments, housekeeping, planes, reconciliation, schedules, steering
+from workers import deployments, effects, housekeeping, planes, reconciliation, schedules, steering, sweeper
 from workers.context import JobFunction
 from workers.exposition import exposition
 from workers.queues import QueueLoop, QueueWorker, Slots
@@ -41,6 +41,7 @@ JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
         OperationKind.COUNT_TARGET: planes.count_target,
         OperationKind.RECONCILE: reconciliation.reconcile,
         OperationKind.REPAIR_LANE: reconciliation.repair_lane,
+        OperationKind.SETTLE_EFFECT: effects.settle_effect,
         OperationKind.CHECKPOINT_HISTORY: housekeeping.checkpoint_history,
         OperationKind.APPLY_RETENTION: housekeeping.apply_retention,
     }
@@ -86,6 +87,7 @@ async def work(runner: Runner, stop: asyncio.Event, *, metrics: str) -> None:
     hearing = [asyncio.create_task(loop.run()) for loop in loops]
     others = [asyncio.create_task(show_presence(runner, metrics)), asyncio.create_task(watchdog.beat())]
     others.append(asyncio.create_task(restore_orders(runtime)))
+    others.append(asyncio.create_task(sweeper.sweep_for_ever(runtime)))
     log.info("worker_started", owner=runner.owner, kinds=[kind.value for kind in jobs], metrics=metrics)
     await stop.wait()
 

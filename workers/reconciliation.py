@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
 from app.connectors.contract import Action, Connector, Plane
-from app.domain import drift, repairs
-from app.domain.drift import Look, Pace
+from app.domain import comparison, drift, repairs
+from app.domain.comparison import Look
+from app.domain.drift import Pace
 from app.resilience.errors import PermanentError, PolicyError
 from workers.context import Again, Done, Job, Outcome
 from workers.deployments import with_baseline
@@ -38,7 +39,7 @@ async def reconcile(job: Job) -> Outcome:
         await drift.close_moot(session, plane, now=job.runtime.clock())
     while True:
         async with job.transaction() as session:
-            found = await drift.to_look_at(session, plane, since=tick, critical=critical, limit=PAGE)
+            found = await comparison.to_look_at(session, plane, since=tick, critical=critical, limit=PAGE)
         if not found:
             return Done({"outcome": "looked"})
         for lane_id in found:
@@ -50,7 +51,7 @@ async def reconcile(job: Job) -> Outcome:
 async def look_at(job: Job, connector: Connector, lane_id: UUID, tick: datetime) -> None:
     """Ask the plane about one lane, and write down how it differs. What cannot be read keeps nobody up."""
     async with job.transaction() as session:
-        look = await drift.begin_look(session, lane_id)
+        look = await comparison.begin_look(session, lane_id)
     if look is None:
         return
     try:
@@ -74,15 +75,15 @@ async def look_at(job: Job, connector: Connector, lane_id: UUID, tick: datetime)
         )
 
 
-async def differences(job: Job, connector: Connector, look: Look) -> list[drift.Finding]:
+async def differences(job: Job, connector: Connector, look: Look) -> list[comparison.Finding]:
     """What the plane has otherwise than it was decided; of settled lanes also what their devices lost."""
     observed = await connector.observe(look.assignment)
     lost: list[tuple[str, str]] = []
     if look.settled and observed.assigned:
         async for reports in connector.status(Action.ASSIGN, look.assignment):
             async with job.transaction() as session:
-                lost += await drift.have_lost(session, look.lane_id, reports)
-    return drift.weigh(look, observed, lost)
+                lost += await comparison.have_lost(session, look.lane_id, reports)
+    return comparison.weigh(look, observed, lost)
 
 
 async def repair_lane(job: Job) -> Outcome:

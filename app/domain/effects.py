@@ -20,13 +20,15 @@ ONCE = frozenset({Action.PUBLISH, Action.UPLOAD})
 """Actions that are done once for all rings of a deployment on a plane."""
 
 OPEN = frozenset({EffectState.PLANNED, EffectState.SENT, EffectState.UNKNOWN})
+DOUBTFUL = (EffectState.SENT, EffectState.UNKNOWN)
+NEVER_KNOWN = "it was sent, its answer was lost, and the plane could not be asked in time"
 TOUCHED = (EffectState.SENT, EffectState.UNKNOWN, EffectState.CONFIRMED)
 """States in which the plane may have acted."""
 
 
 MOVES: Mapping[EffectState, frozenset[EffectState]] = MappingProxyType(
     {
-        EffectState.PLANNED: frozenset({EffectState.SENT}),
+        EffectState.PLANNED: frozenset({EffectState.SENT, EffectState.REJECTED}),
         EffectState.SENT: frozenset(
             {EffectState.SENT, EffectState.CONFIRMED, EffectState.REJECTED, EffectState.UNKNOWN}
         ),
@@ -35,8 +37,9 @@ MOVES: Mapping[EffectState, frozenset[EffectState]] = MappingProxyType(
         EffectState.CONFIRMED: frozenset({EffectState.PLANNED}),
     }
 )
-"""What may follow what. SENT again: the plane was asked, twice, and does not have it. A confirmed one is
-planned anew only where a rollback undoes something else by it."""
+"""What may follow what. PLANNED and never sent is REJECTED once its deployment is over. SENT again: the plane
+was asked, twice, and does not have it. A confirmed one is planned anew only where a rollback undoes something
+else by it."""
 
 
 def effect_key(deployment_id: UUID, plane: str, ring: Ring, action: Action, *, turn: int = 1) -> str:
@@ -76,7 +79,7 @@ class Planned:
     @property
     def doubtful(self) -> bool:
         """Whether it was sent and never confirmed."""
-        return self.state in {EffectState.SENT, EffectState.UNKNOWN}
+        return self.state in DOUBTFUL
 
 
 async def plan(
@@ -100,7 +103,7 @@ async def plan(
     if effect.state is EffectState.REJECTED:
         effect.state, effect.error, effect.settled_at = EffectState.PLANNED, None, None
         effect.operation_id = operation_id
-    return _planned(effect)
+    return as_planned(effect)
 
 
 async def find_newest(session: AsyncSession, lane: RingDeployment, action: Action) -> Planned:
@@ -109,7 +112,7 @@ async def find_newest(session: AsyncSession, lane: RingDeployment, action: Actio
         Effect.lane_id == lane.id, Effect.action == action, Effect.state.in_(TOUCHED)
     )
     query = query.order_by((Effect.state == EffectState.CONFIRMED).desc(), Effect.id.desc()).limit(1)
-    return _planned((await session.scalars(query)).one())
+    return as_planned((await session.scalars(query)).one())
 
 
 async def published_id(session: AsyncSession, lane: RingDeployment) -> str:
@@ -135,7 +138,8 @@ async def renew(session: AsyncSession, lane: RingDeployment, action: Action) -> 
     await session.execute(done.values(state=EffectState.PLANNED, settled_at=None, sent_at=None))
 
 
-def _planned(effect: Effect) -> Planned:
+def as_planned(effect: Effect) -> Planned:
+    """A row as jobs need it."""
     return Planned(
         id=effect.id,
         key=effect.key,
@@ -154,7 +158,7 @@ async def sent(session: AsyncSession, effect_id: UUID, *, operation_id: UUID, no
     Raises:
         IllegalTransition: it is settled, as every function below.
     """
-    values = {"sent_at": now, "absent_at": None, "operation_id": operation_id}
+    values = {"sent_at": now, "absent_at": None, "settled_at": None, "operation_id": operation_id}
     await _move(session, effect_id, EffectState.SENT, **values)
 
 
@@ -192,6 +196,14 @@ async def rejected(session: AsyncSession, effect_id: UUID, *, error: dict[str, A
 async def unknown(session: AsyncSession, effect_id: UUID, *, error: dict[str, Any]) -> None:
     """It was sent and the answer never came; not settled: the plane is asked next."""
     await _move(session, effect_id, EffectState.UNKNOWN, error=error)
+
+
+async def never_known(session: AsyncSession, effect_id: UUID, *, now: datetime) -> None:
+    """Nobody asks any more whether the plane has it: it stays UNKNOWN, settled."""
+    unknown = update(Effect).where(Effect.id == effect_id, Effect.state.in_(DOUBTFUL))
+    error = {"class": "unknown", "code": "never_known", "message": NEVER_KNOWN, "service": None}
+    values = {"state": EffectState.UNKNOWN, "settled_at": now, "error": error}
+    await session.execute(unknown.values(**values))
 
 
 async def touched_lanes(session: AsyncSession, deployment_id: UUID) -> frozenset[UUID]:

@@ -54,6 +54,7 @@ class OperationKind(StrEnum):
     COUNT_TARGET = "count_target"
     RECONCILE = "reconcile"
     REPAIR_LANE = "repair_lane"
+    SETTLE_EFFECT = "settle_effect"
     CHECKPOINT_HISTORY = "checkpoint_history"
     APPLY_RETENTION = "apply_retention"
 
@@ -99,7 +100,9 @@ KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
         OperationKind.RETRY_DEVICES: Kind(
             queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
         ),
-        OperationKind.WITHDRAW_LANE: Kind(queue=Queue.ROLLBACK, hard_limit=_LONG, soft_limit=_LONG_SOFT),
+        OperationKind.WITHDRAW_LANE: Kind(
+            queue=Queue.ROLLBACK, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(days=7)
+        ),
         OperationKind.CHECK_PLANE: Kind(
             queue=Queue.DEFAULT,
             hard_limit=timedelta(seconds=60),
@@ -110,6 +113,9 @@ KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
         OperationKind.RECONCILE: _repeated(),
         OperationKind.REPAIR_LANE: Kind(
             queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
+        ),
+        OperationKind.SETTLE_EFFECT: Kind(
+            queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(days=7)
         ),
         OperationKind.CHECKPOINT_HISTORY: _repeated(),
         OperationKind.APPLY_RETENTION: _repeated(),

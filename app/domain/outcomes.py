@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import deployments, lanes, operations, promotion, rollback, rollout, withdrawal
+from app.domain import deployments, effects, lanes, operations, promotion, rollback, rollout, withdrawal
 from app.domain.facts import Code
 from app.domain.operations import OperationKind
 from app.errors import IllegalTransition
@@ -22,6 +22,8 @@ FINAL_CLASSES = frozenset({"permanent", "auth", "policy_violation"})
 
 async def operation_ended(session: AsyncSession, operation: Operation) -> None:
     """Settle the lane of a FAILED or CANCELLED operation, in the same transaction. Locks the deployment."""
+    if operation.kind == OperationKind.SETTLE_EFFECT.value:
+        await effects.never_known(session, UUID(operation.subject_id), now=await database_now(session))
     if operation.subject_type != "lane":
         return
     deployment, lane = await lanes.lock_lane(session, UUID(operation.subject_id))

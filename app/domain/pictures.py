@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TypeVar
 
-from app.domain import effects, operations, rollout
+from app.domain import deadlines, drift, effects, operations, rollout
 from app.domain.guards import LANE_GUARDS
 from app.domain.rollout import COMMANDS, HOLDS
 from app.models import DeploymentStatus
@@ -27,6 +27,16 @@ before it moves anything (`app/domain/guards.py`).
 | move | guards, in the order in which they are asked |
 | --- | --- |
 """
+LIMITS_HEAD = """\
+## How long a state may last
+
+Every state that is not final has an owner that moves it on, and a limit after which a sweeper, which runs in
+each worker, moves it to its successor (`app/domain/deadlines.py`). The metric `eucora_oldest_state_age_ratio`
+tells how near the oldest of each is to its limit; it stays below 1.
+
+| what | state | owner | counted since | for at most | then |
+| --- | --- | --- | --- | --- | --- |
+"""
 COMMANDS_HEAD = """\
 ## What may be ordered when
 
@@ -47,6 +57,8 @@ def document() -> str:
         drawing("Requests to the board", rollout.APPROVAL_MOVES, next(iter(rollout.APPROVAL_MOVES))),
         drawing("Operations", operations.MOVES, next(iter(operations.MOVES))),
         drawing("Effects", effects.MOVES, next(iter(effects.MOVES))),
+        drawing("Drift", drift.MOVES, next(iter(drift.MOVES))),
+        limits(),
     ]
     return "\n".join(parts)
 
@@ -82,3 +94,17 @@ def guarded() -> str:
         for (before, after), codes in LANE_GUARDS.items()
     ]
     return GUARDS_HEAD + "\n".join([*rows, ""])
+
+
+def limits() -> str:
+    """The table of limits."""
+    rows = [
+        (machine.name, limit.state, limit.owner, limit.since, limit.after, _then(limit))
+        for machine in deadlines.MACHINES
+        for limit in machine.limits
+    ]
+    return LIMITS_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _then(limit: deadlines.Limit) -> str:
+    return limit.successor.value + (f" or {limit.otherwise.value}" if limit.otherwise else "")

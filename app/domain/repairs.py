@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, Plane
-from app.domain import approvals, deployments, drift, effects, events, freezes, guards
+from app.domain import approvals, comparison, deployments, effects, events, freezes, guards
 from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
@@ -39,7 +39,7 @@ async def _lock(session: AsyncSession, drift_id: UUID) -> tuple[Drift, Deploymen
 
 
 async def _is_wanted(session: AsyncSession, found: Drift) -> bool:
-    in_force = await session.scalar(drift.HOLDS, {"lane": found.lane_id})
+    in_force = await session.scalar(comparison.HOLDS, {"lane": found.lane_id})
     return found.status is DriftStatus.OPEN and bool(in_force)
 
 

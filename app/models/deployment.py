@@ -219,6 +219,11 @@ class RingDeployment(Base):
         CheckConstraint("reserved >= 0", name="reserved"),
         Index("ix_ring_deployments_deployment_position", "deployment_id", "position", "plane"),
         Index("ix_ring_deployments_plane_status", "plane", "status"),
+        Index(
+            "ix_ring_deployments_moving",
+            "status",
+            postgresql_where=text("status IN ('PUSHING', 'WAITING_PLANE', 'MEASURING', 'ROLLING_BACK')"),
+        ),
         Index("ix_ring_deployments_reserved", "status", postgresql_where=text("reserved > 0")),
     )
 

@@ -110,7 +110,14 @@ class Effect(Base):
     """
 
     __tablename__ = "effects"
-    __table_args__ = (Index("ix_effects_deployment", "deployment_id", "id"),)
+    __table_args__ = (
+        Index("ix_effects_deployment", "deployment_id", "id"),
+        Index(
+            "ix_effects_unsettled",
+            "planned_at",
+            postgresql_where=text("state IN ('PLANNED', 'SENT', 'UNKNOWN')"),
+        ),
+    )
 
     id: Mapped[Id]
     key: Mapped[str] = mapped_column(unique=True)

@@ -10,9 +10,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, DeviceReport, InstallState, Manifest, Observed, Plane
-from app.domain import audit, commands, drift, effects, events, freezes, repairs, rollback
+from app.domain import audit, commands, comparison, drift, effects, events, freezes, repairs, rollback
 from app.domain.calendars import FreezeSpan
-from app.domain.drift import Look, Pace
+from app.domain.comparison import Look
+from app.domain.drift import Pace
 from app.errors import IllegalTransition
 from app.models import Deployment, Drift, DriftStatus, DriftType, Operation, OperationStatus, Ring
 from tests.domain.steps import S, carry_out, event_types, measure, pass_ring, push, reload
@@ -39,11 +40,11 @@ async def look(
 ) -> None:
     """What reconciliation writes after one look at the deployment's first lane."""
     lane = deployment.lanes[given.pop("lane", 0)]
-    begun = await drift.begin_look(session, lane.id)
+    begun = await comparison.begin_look(session, lane.id)
     assert begun is not None
     lost = given.pop("lost", ())
     values: dict[str, Any] = {"manifest": MENDS, "pace": PACE, "tick": now, "now": now} | given
-    await drift.record(session, lane.id, drift.weigh(begun, observed, lost), **values)
+    await drift.record(session, lane.id, comparison.weigh(begun, observed, lost), **values)
 
 
 async def seen(session: AsyncSession) -> list[tuple[str, str]]:
@@ -70,15 +71,15 @@ class TestWeighing:
 
     async def begun(self, session: AsyncSession) -> Look:
         deployment = await installed(session)
-        found = await drift.begin_look(session, deployment.lanes[0].id)
+        found = await comparison.begin_look(session, deployment.lanes[0].id)
         assert found is not None
         return found
 
     async def test_what_is_as_decided_is_no_finding(self, session: AsyncSession) -> None:
         begun = await self.begun(session)
 
-        assert drift.weigh(begun, FINE, []) == []
-        assert drift.weigh(begun, Observed(assigned=True), []) == []
+        assert comparison.weigh(begun, FINE, []) == []
+        assert comparison.weigh(begun, Observed(assigned=True), []) == []
 
     @pytest.mark.parametrize(
         ("observed", "kind"),
@@ -91,12 +92,12 @@ class TestWeighing:
     async def test_each_difference_has_its_type(
         self, session: AsyncSession, observed: Observed, kind: DriftType
     ) -> None:
-        (finding,) = drift.weigh(await self.begun(session), observed, [])
+        (finding,) = comparison.weigh(await self.begun(session), observed, [])
 
         assert finding.type is kind
 
     async def test_a_scope_names_only_what_nobody_decided(self, session: AsyncSession) -> None:
-        (finding,) = drift.weigh(await self.begun(session), WIDER, [])
+        (finding,) = comparison.weigh(await self.begun(session), WIDER, [])
 
         assert finding.observed == {"others": ["everybody"]}
 
@@ -106,8 +107,8 @@ class TestWeighing:
         begun = replace(await self.begun(session), targeted=100, had_it=98, min_success_rate=0.95)
         lost = [(f"id-{number}", f"pc-{number}") for number in range(4)]
 
-        assert drift.weigh(begun, FINE, lost[:3]) == []
-        (finding,) = drift.weigh(begun, FINE, lost)
+        assert comparison.weigh(begun, FINE, lost[:3]) == []
+        (finding,) = comparison.weigh(begun, FINE, lost)
         assert (finding.type, finding.observed["devices"]) == (DriftType.COMPLIANCE_DRIFT, 94)
         assert finding.observed["examples"] == ["pc-0", "pc-1", "pc-2", "pc-3"]
 
@@ -126,7 +127,7 @@ class TestWeighing:
             )
         ]
 
-        assert await drift.have_lost(session, lane.id, reports) == [("pc-1", "pc-1")]
+        assert await comparison.have_lost(session, lane.id, reports) == [("pc-1", "pc-1")]
 
 
 class TestBelief:
@@ -325,7 +326,7 @@ class TestInForce:
 
     async def lanes(self, session: AsyncSession, **given: Any) -> int:
         values: dict[str, Any] = {"since": NOON + HOUR, "critical": False, "limit": 100} | given
-        return len(await drift.to_look_at(session, Plane.INTUNE, **values))
+        return len(await comparison.to_look_at(session, Plane.INTUNE, **values))
 
     async def test_a_pushed_lane_is_looked_at_once_for_each_tick(self, session: AsyncSession) -> None:
         deployment = await installed(session)
@@ -365,7 +366,7 @@ class TestInForce:
         assert await self.lanes(session) == 1
         await push(session, new.lanes[0], "pc-1", now=NOON + HOUR)
 
-        found = await drift.to_look_at(session, Plane.INTUNE, since=NOON + HOUR, critical=False, limit=9)
+        found = await comparison.to_look_at(session, Plane.INTUNE, since=NOON + HOUR, critical=False, limit=9)
         assert found == [new.lanes[0].id]
 
     async def test_critical_applications_are_looked_at_more_often(self, session: AsyncSession) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,12 +19,16 @@ from app.domain.operations import KINDS, Kind, OperationKind, Subject
 from app.models import Operation, OperationStatus
 from app.runtime import Runtime
 from app.settings import Settings
+from tests.sandbox.stage import Stage
 from tests.waiting import eventually
 from tests.workers.jobs import TABLES
 from workers.context import JobFunction
 from workers.main import JOBS
 from workers.runner import Runner
 from workers.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from tests.workers.rollouts import Rollout
 
 PATIENCE = 5.0
 """Seconds a worker gets to end at the end of a test."""
@@ -106,6 +110,15 @@ def logs() -> None:
 async def bench(runtime: Runtime, tmp_path: Path) -> Bench:
     await make_tables(runtime)
     return Bench(runtime, tmp_path)
+
+
+@pytest.fixture
+async def rollout(settings: Settings, stage: Stage) -> AsyncIterator["Rollout"]:
+    """A deployment that the test carries out itself."""
+    from tests.workers.rollouts import opened
+
+    async with opened(settings, stage) as made:
+        yield made
 
 
 async def make_tables(runtime: Runtime) -> None:

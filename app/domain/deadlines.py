@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No state is for ever: how long each may last at most, who moves it on, and to where else it goes. Pure.
+
+A state that waits for work has that work as its owner, and lasts no longer than the work may. A state that
+waits for a person ends when nobody has come for a month.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from app.domain import drift, effects, operations, rollout
+from app.models import (
+    ApprovalStatus,
+    DeploymentStatus,
+    DeviceState,
+    DriftStatus,
+    EffectState,
+    LaneStatus,
+    OperationStatus,
+)
+
+DAY = timedelta(days=1)
+AWAY = 7 * DAY
+"""How long a plane may be away before a person has to look."""
+ORPHANED = timedelta(minutes=10)
+"""How long a lane may be without work of its own, after that work has ended."""
+UNSETTLED = timedelta(hours=1)
+"""How long an effect may stay as its ended operation has left it, before the plane is asked."""
+SPARE = DAY
+"""What a lane gets beyond its devices' longest deadline and its soak."""
+ENFORCED_WITHIN = timedelta(seconds=60)
+"""How much later than its limit a state is left, at the latest: the metric counts it in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a state may last. ``since`` and ``after`` are for people; ``successor`` is where it then goes.
+
+    ``otherwise``: another successor, which the owner may find.
+    """
+
+    state: StrEnum
+    owner: str
+    since: str
+    after: str
+    successor: StrEnum
+    otherwise: StrEnum | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One kind of thing that has states. ``moves`` is its table; ``resting`` states wait for nothing."""
+
+    name: str
+    moves: Mapping[Any, frozenset[Any]]
+    resting: frozenset[Any]
+    limits: tuple[Limit, ...]
+
+
+_D, _L, _O, _E, _V = DeploymentStatus, LaneStatus, OperationStatus, EffectState, DeviceState
+_CHANGE = "its last change, `start_at`, or the end of a freeze"
+_MONTH = "30 days (`EUCORA_HOUSEKEEPING__ABANDONED_AFTER`)"
+_WORK = "its operation ended"
+
+DEVICE_MOVES: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
+    {
+        state: frozenset(_V) - {state, _V.PENDING} | ({_V.PENDING} if state is _V.FAILED else set())
+        for state in _V
+    }
+)
+"""What a report may make of a device; one that failed has yet to begin again when it is asked to retry."""
+
+MACHINES: tuple[Machine, ...] = (
+    Machine(
+        "deployment",
+        rollout.DEPLOYMENT_MOVES,
+        rollout.FINAL,
+        (
+            Limit(_D.PENDING, "scheduler, publisher", _CHANGE, _MONTH, _D.CANCELLED),
+            Limit(_D.DEPLOYING, "its lanes, publisher", _CHANGE, _MONTH, _D.CANCELLED),
+            Limit(_D.AWAITING_CAB, "approver", _CHANGE, _MONTH, _D.CANCELLED),
+            Limit(_D.APPROVED, "scheduler, publisher", _CHANGE, _MONTH, _D.CANCELLED),
+            Limit(_D.ROLLING_BACK, "its lanes, publisher", "its last change", _MONTH, _D.FAILED),
+        ),
+    ),
+    Machine(
+        "lane",
+        rollout.LANE_MOVES,
+        frozenset({_L.PROMOTED, _L.FAILED, _L.CANCELLED, _L.ROLLED_BACK}),
+        (
+            Limit(_L.PENDING, "its deployment", "", "as its deployment", _L.CANCELLED),
+            Limit(_L.PUSHING, "deploy_to_connector", _WORK, "10 minutes", _L.HELD),
+            Limit(_L.WAITING_PLANE, "its operation", "the plane went away", "7 days", _L.HELD),
+            Limit(
+                _L.MEASURING,
+                "measure_ring",
+                "it was pushed, without the time its plane was away",
+                "longest device deadline + soak + 1 day",
+                _L.HELD,
+            ),
+            Limit(_L.HELD, "publisher, approver", "", "as its deployment", _L.CANCELLED),
+            Limit(_L.EMPTY_TARGET, "publisher", "", "as its deployment", _L.CANCELLED),
+            Limit(_L.ROLLING_BACK, "execute_rollback", "", "as its deployment", _L.FAILED),
+        ),
+    ),
+    Machine(
+        "request",
+        rollout.APPROVAL_MOVES,
+        frozenset(ApprovalStatus) - {ApprovalStatus.PENDING},
+        (
+            Limit(
+                ApprovalStatus.PENDING,
+                "approver",
+                "it was made",
+                "48 hours, urgent 24",
+                ApprovalStatus.EXPIRED,
+            ),
+        ),
+    ),
+    Machine(
+        "operation",
+        operations.MOVES,
+        frozenset(operations.ENDED),
+        (
+            Limit(_O.QUEUED, "relay, worker", "it was enqueued", "its deadline, else its lane's", _O.FAILED),
+            Limit(
+                _O.RUNNING, "worker", "its lease was renewed", "the lease, 15 seconds", _O.QUEUED, _O.FAILED
+            ),
+            Limit(_O.WAITING, "relay, worker", "it was enqueued", "its deadline, else its lane's", _O.FAILED),
+        ),
+    ),
+    Machine(
+        "effect",
+        effects.MOVES,
+        frozenset({_E.CONFIRMED, _E.REJECTED}),
+        (
+            Limit(_E.PLANNED, "its operation", "its deployment ended", "1 hour", _E.REJECTED),
+            Limit(_E.SENT, "its operation, settle_effect", _WORK, "1 hour", _E.CONFIRMED, _E.REJECTED),
+            Limit(_E.UNKNOWN, "its operation, settle_effect", _WORK, "1 hour", _E.CONFIRMED, _E.REJECTED),
+        ),
+    ),
+    Machine(
+        "device",
+        DEVICE_MOVES,
+        frozenset({_V.SUCCEEDED, _V.FAILED}),
+        (
+            Limit(
+                _V.PENDING, "measure_ring", "the push", "a quarter of its class's deadline", _V.UNREACHABLE
+            ),
+            Limit(_V.IN_PROGRESS, "measure_ring", "the push", "24 h, 72 h or 7 d by its class", _V.FAILED),
+            Limit(_V.UNREACHABLE, "measure_ring", "the push", "24 h, 72 h or 7 d by its class", _V.FAILED),
+            Limit(_V.UNKNOWN, "measure_ring", "the push", "24 h, 72 h or 7 d by its class", _V.FAILED),
+        ),
+    ),
+    Machine(
+        "drift",
+        drift.MOVES,
+        frozenset({DriftStatus.RESOLVED}),
+        (
+            Limit(DriftStatus.SUSPECTED, "reconcile", "it was seen", "7 days", DriftStatus.RESOLVED),
+            Limit(
+                DriftStatus.OPEN, "reconcile, repair_lane", "it was believed", "7 days", DriftStatus.ESCALATED
+            ),
+            Limit(DriftStatus.ESCALATED, "publisher", "it was escalated", "30 days", DriftStatus.RESOLVED),
+        ),
+    ),
+)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is past the limits of ``deadlines``, and what becomes of them. Any number of sweepers may run at once.
+
+Operations whose deadline or lease is over, and requests to the board, are the relay's: here they are only
+measured.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domain import (
+    deployments,
+    drift,
+    effects,
+    lanes,
+    operations,
+    outcomes,
+    rollback,
+    withdrawal,
+)
+from app.domain.deadlines import AWAY, ENFORCED_WITHIN, ORPHANED, SPARE, UNSETTLED
+from app.domain.events import SYSTEM
+from app.domain.facts import Code
+from app.domain.operations import Failure, OperationKind, Subject
+from app.models import (
+    Deployment,
+    DeploymentStatus,
+    Drift,
+    DriftStatus,
+    Effect,
+    EffectState,
+    LaneStatus,
+    Operation,
+    OperationStatus,
+    RingDeployment,
+)
+
+BATCH = 20
+STUCK = Failure("transient", "deadline", "nobody works on it any more")
+TOO_LONG_AWAY = Failure("transient", "plane_unavailable", "the plane was away for too long")
+LATE = Failure("transient", "deadline", "no verdict came in time")
+
+ABANDONED = text("""
+    SELECT deployment.id, deployment.status::text AS state, CAST(:abandoned AS interval) AS after,
+        CAST(:now AS timestamptz) - greatest(deployment.updated_at, deployment.start_at, frozen.until) AS age
+    FROM deployments AS deployment LEFT JOIN LATERAL (
+        SELECT max(ends_at) AS until FROM freezes
+        WHERE starts_at <= :now AND (planes = '{}' OR planes && deployment.planes)) AS frozen ON true
+    WHERE deployment.status IN ('PENDING', 'DEPLOYING', 'AWAITING_CAB', 'APPROVED') AND NOT EXISTS (
+        SELECT FROM ring_deployments AS lane
+        WHERE lane.deployment_id = deployment.id AND lane.status IN ('MEASURING', 'WAITING_PLANE'))
+    ORDER BY age DESC LIMIT :limit
+""")
+BACKWARDS = text("""
+    SELECT id, status::text AS state, CAST(:abandoned AS interval) AS after,
+        CAST(:now AS timestamptz) - updated_at AS age
+    FROM deployments WHERE status = 'ROLLING_BACK' ORDER BY age DESC LIMIT :limit
+""")
+WAITING = text("""
+    SELECT id, status::text AS state, CAST(:away AS interval) AS after,
+        CAST(:now AS timestamptz) - coalesce(waiting_since, status_since) AS age
+    FROM ring_deployments WHERE status = 'WAITING_PLANE' ORDER BY age DESC LIMIT :limit
+""")
+MEASURED = text("""
+    SELECT lane.id, lane.status::text AS state,
+        CAST(:now AS timestamptz) - lane.pushed_at - lane.waited AS age,
+        CAST(:spare AS interval) + make_interval(
+            secs => (deployment.gates->'gates'->lane.ring::text->>'soak')::float8 + (
+                SELECT max(value::float8) FROM jsonb_each_text(deployment.gates->'connectivity'))) AS after
+    FROM ring_deployments AS lane JOIN deployments AS deployment ON deployment.id = lane.deployment_id
+    WHERE lane.status = 'MEASURING' ORDER BY age DESC LIMIT :limit
+""")
+ORPHANS = text("""
+    SELECT lane.id, lane.status::text AS state, CAST(:orphaned AS interval) AS after,
+        clock_timestamp() - coalesce(work.finished_at, lane.status_since) AS age
+    FROM ring_deployments AS lane JOIN deployments AS deployment ON deployment.id = lane.deployment_id
+    LEFT JOIN operations AS work ON work.id = lane.operation_id
+    WHERE (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED')) AND (
+        (lane.status IN ('PUSHING', 'WAITING_PLANE', 'MEASURING')
+            AND deployment.status IN ('PENDING', 'DEPLOYING', 'AWAITING_CAB', 'APPROVED'))
+        OR (lane.status = 'ROLLING_BACK' AND deployment.status = 'ROLLING_BACK' AND NOT EXISTS (
+            SELECT FROM ring_deployments AS newer WHERE newer.deployment_id = lane.deployment_id
+                AND newer.status = 'ROLLING_BACK' AND newer.position > lane.position)))
+    ORDER BY age DESC LIMIT :limit
+""")
+NEVER_SENT = text("""
+    SELECT effect.id, effect.state::text AS state, CAST(:unsettled AS interval) AS after,
+        CAST(:now AS timestamptz) - deployment.finished_at AS age
+    FROM effects AS effect JOIN deployments AS deployment ON deployment.id = effect.deployment_id
+    LEFT JOIN operations AS work ON work.id = effect.operation_id
+    WHERE effect.state = 'PLANNED' AND deployment.finished_at IS NOT NULL
+        AND (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
+    ORDER BY age DESC LIMIT :limit
+""")
+IN_DOUBT = text("""
+    SELECT effect.id, effect.state::text AS state, CAST(:unsettled AS interval) AS after,
+        clock_timestamp() - coalesce(work.finished_at, effect.sent_at) AS age
+    FROM effects AS effect LEFT JOIN operations AS work ON work.id = effect.operation_id
+    WHERE effect.state IN ('SENT', 'UNKNOWN') AND effect.settled_at IS NULL
+        AND (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
+        AND NOT EXISTS (
+            SELECT FROM operations AS asking WHERE asking.subject_type = 'effect'
+                AND asking.subject_id = effect.id::text
+                AND asking.status NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
+    ORDER BY age DESC LIMIT :limit
+""")
+DRIFTS = text("""
+    SELECT id, status::text AS state,
+        CASE status WHEN 'ESCALATED' THEN CAST(:abandoned AS interval)
+            ELSE CAST(:away AS interval) END AS after,
+        CAST(:now AS timestamptz)
+            - CASE status WHEN 'SUSPECTED' THEN last_seen_at ELSE status_since END AS age
+    FROM drifts WHERE status <> 'RESOLVED' ORDER BY age DESC LIMIT :limit
+""")
+REQUESTS = text("""
+    SELECT id, status::text AS state, expires_at - created_at AS after,
+        CAST(:now AS timestamptz) - created_at AS age
+    FROM approvals WHERE status = 'PENDING' ORDER BY expires_at LIMIT :limit
+""")
+OPEN_WORK = text("""
+    SELECT id, status::text AS state, deadline - created_at AS after, clock_timestamp() - created_at AS age
+    FROM operations WHERE status IN ('QUEUED', 'WAITING') AND deadline IS NOT NULL
+    ORDER BY deadline LIMIT :limit
+""")
+LEASES = text("""
+    SELECT id, status::text AS state, CAST(:lease AS interval) AS after,
+        clock_timestamp() - lease_until + CAST(:lease AS interval) AS age
+    FROM operations WHERE status = 'RUNNING' ORDER BY lease_until LIMIT :limit
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """Something in a state that waits: for how long, and after how long it may not be in it any more."""
+
+    machine: str
+    state: str
+    id: UUID
+    age: timedelta
+    after: timedelta
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time is over."""
+        return self.age >= self.after
+
+    @property
+    def ratio(self) -> float:
+        """Its age as a part of the longest there may be, enforcement included."""
+        return self.age / (self.after + ENFORCED_WITHIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """``now`` is the processes' clock; ``lease`` as in the settings of workers."""
+
+    now: datetime
+    abandoned: timedelta
+    lease: timedelta
+
+
+Enforce = Callable[[AsyncSession, UUID, Times], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One look at one machine: who has waited longest, and what is done with those past their time.
+
+    ``enforce`` None: somebody else does it.
+    """
+
+    machine: str
+    query: TextClause
+    enforce: Enforce | None = None
+
+
+async def aged(session: AsyncSession, watch: Watch, times: Times) -> Sequence[Aged]:
+    """Those that have waited longest, at most ``BATCH``. Reads only."""
+    known = {
+        "now": times.now,
+        "abandoned": times.abandoned,
+        "lease": times.lease,
+        "away": AWAY,
+        "spare": SPARE,
+        "orphaned": ORPHANED,
+        "unsettled": UNSETTLED,
+        "limit": BATCH,
+    }
+    wanted = {name: value for name, value in known.items() if name in watch.query.compile().params}
+    rows = await session.execute(watch.query, wanted)
+    return [Aged(watch.machine, row.state, row.id, row.age, row.after) for row in rows]
+
+
+async def abandon(session: AsyncSession, deployment_id: UUID, times: Times) -> None:
+    """End a deployment that nobody has moved for so long: what is installed stays, the rest is withdrawn."""
+    deployment = await deployments.lock(session, deployment_id)
+    if deployment.updated_at > times.now - times.abandoned:
+        return
+    reason = f"nobody has moved it for {times.abandoned.days} days"
+    status = DeploymentStatus.CANCELLED
+    await withdrawal.stop(session, deployment, status, actor=SYSTEM, now=times.now, reason=reason)
+
+
+async def end_rollback(session: AsyncSession, deployment_id: UUID, times: Times) -> None:
+    """Leave a rollback to a person that has not moved for so long."""
+    deployment = await deployments.lock(session, deployment_id)
+    waiting = [lane for lane in deployment.lanes if lane.status is LaneStatus.ROLLING_BACK]
+    if deployment.status is not DeploymentStatus.ROLLING_BACK or not waiting:
+        return
+    lane = max(waiting, key=lambda lane: lane.position)
+    reason = f"nothing has moved for {times.abandoned.days} days"
+    if await _end_work(session, lane, Failure("transient", "deadline", reason)):
+        return
+    await rollback.give_up(session, deployment, lane, reason=reason, now=times.now)
+
+
+async def hold_away(session: AsyncSession, lane_id: UUID, times: Times) -> None:
+    """Leave a lane to a person whose plane has been away for so long."""
+    await _hold(session, lane_id, TOO_LONG_AWAY, {LaneStatus.WAITING_PLANE}, times)
+
+
+async def hold_late(session: AsyncSession, lane_id: UUID, times: Times) -> None:
+    """Leave a lane to a person that got no verdict in all its time."""
+    await _hold(session, lane_id, LATE, {LaneStatus.MEASURING}, times)
+
+
+async def hold_orphan(session: AsyncSession, lane_id: UUID, times: Times) -> None:
+    """Leave a lane to a person whose work has ended without it."""
+    deployment, lane = await lanes.lock_lane(session, lane_id)
+    if lane.status is LaneStatus.ROLLING_BACK:
+        await rollback.give_up(session, deployment, lane, reason=STUCK.message, now=times.now)
+        return
+    moving = {LaneStatus.PUSHING, LaneStatus.WAITING_PLANE, LaneStatus.MEASURING}
+    await _hold(session, lane_id, STUCK, moving, times)
+
+
+async def _hold(
+    session: AsyncSession, lane_id: UUID, failure: Failure, states: set[LaneStatus], times: Times
+) -> None:
+    """End the lane's work, which holds it; or hold it, if it has none."""
+    deployment, lane = await lanes.lock_lane(session, lane_id)
+    if lane.status not in states or await _end_work(session, lane, failure):
+        return
+    lane.error = failure.to_json()
+    await lanes.hold(session, deployment, lane, Code.PUSH_FAILED, now=times.now, reason=failure.message)
+
+
+async def _end_work(session: AsyncSession, lane: RingDeployment, failure: Failure) -> bool:
+    """Whether the lane had work, which has FAILED now with what that means for the lane."""
+    if lane.operation_id is None:
+        return False
+    work = await session.get(Operation, lane.operation_id, with_for_update=True, populate_existing=True)
+    if work is None or work.status in operations.ENDED:
+        return False
+    ended = outcomes.operation_ended
+    await operations.end(session, work, OperationStatus.FAILED, failure=failure, ended=ended)
+    return True
+
+
+async def reject_unsent(session: AsyncSession, effect_id: UUID, times: Times) -> None:
+    """Close an effect that was planned, never sent, and is not wanted any more."""
+    effect = await session.get(Effect, effect_id, with_for_update=True, populate_existing=True)
+    if effect is None or effect.state is not EffectState.PLANNED:
+        return
+    never = Failure("permanent", "never_sent", "its deployment was over before it was sent")
+    await effects.rejected(session, effect_id, error=never.to_json(), now=times.now)
+
+
+async def ask_about(session: AsyncSession, effect_id: UUID, times: Times) -> None:
+    """Have the plane asked about an effect whose answer was lost with its work."""
+    del times
+    effect = await session.get(Effect, effect_id, with_for_update=True, populate_existing=True)
+    if effect is None or effect.state not in effects.DOUBTFUL or effect.settled_at is not None:
+        return
+    deployment = await session.get_one(Deployment, effect.deployment_id)
+    await operations.enqueue(
+        session,
+        OperationKind.SETTLE_EFFECT,
+        subject=Subject("effect", str(effect_id)),
+        deployment_id=deployment.id,
+        correlation_id=deployment.correlation_id,
+    )
+
+
+async def close_drift(session: AsyncSession, drift_id: UUID, times: Times) -> None:
+    """A suspicion nobody could confirm, and an escalation nobody came for, are over, and may come again."""
+    found = await session.get_one(Drift, drift_id)
+    deployment = await deployments.lock(session, found.deployment_id)
+    await session.refresh(found)
+    if found.status is DriftStatus.OPEN:
+        await drift.escalate(session, deployment, found, now=times.now, why="no repair has ended it in time")
+    elif found.status is not DriftStatus.RESOLVED:
+        why = "it is looked at anew after so long a time"
+        await drift.resolve(session, deployment, found, now=times.now, why=why)
+
+
+WATCHES: tuple[Watch, ...] = (
+    Watch("deployment", ABANDONED, abandon),
+    Watch("deployment", BACKWARDS, end_rollback),
+    Watch("lane", WAITING, hold_away),
+    Watch("lane", MEASURED, hold_late),
+    Watch("lane", ORPHANS, hold_orphan),
+    Watch("effect", NEVER_SENT, reject_unsent),
+    Watch("effect", IN_DOUBT, ask_about),
+    Watch("drift", DRIFTS, close_drift),
+    Watch("request", REQUESTS),
+    Watch("operation", OPEN_WORK),
+    Watch("operation", LEASES),
+)
+"""All machines of ``deadlines`` but the devices, which their lane's measurement keeps to their deadlines."""
