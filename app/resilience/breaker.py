@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
+from weakref import WeakSet
 
 import aiobreaker
 from aiobreaker.state import CircuitBreakerBaseState, CircuitBreakerState
@@ -36,6 +37,13 @@ LABELS = {
     BreakerState.ISOLATED: CircuitBreakerState.OPEN,
     BreakerState.HALF_OPEN: CircuitBreakerState.HALF_OPEN,
 }
+
+
+class Ramp(Protocol):
+    """What lets callers through again step by step once the service is back."""
+
+    def ramp(self) -> None:
+        """It is back."""
 
 
 class BreakerOpen(Deferral, aiobreaker.CircuitBreakerError):  # type: ignore[misc]  # the library is untyped
@@ -70,6 +78,7 @@ class ServiceBreaker(Circuit, aiobreaker.CircuitBreaker):  # type: ignore[misc] 
         self, service: str, policy: BreakerPolicy = DEFAULT_POLICY, *, clock: Clock = time.monotonic
     ) -> None:
         Circuit.__init__(self, service, policy, clock=clock)
+        self.ramps: WeakSet[Ramp] = WeakSet()
         aiobreaker.CircuitBreaker.__init__(
             self,
             fail_max=policy.fail_max,
@@ -112,8 +121,11 @@ class ServiceBreaker(Circuit, aiobreaker.CircuitBreaker):  # type: ignore[misc] 
         return BreakerOpen(detail, service=self.service, retry_after=left)
 
     def moved(self, before: BreakerState, after: BreakerState) -> None:
-        """Log it, and tell the listeners."""
+        """Log it, let callers come back step by step, and tell the listeners."""
         log.warning("breaker_moved", service=self.service, before=before, state=after, error=self.last_error)
+        if after is BreakerState.CLOSED:
+            for ramp in self.ramps:
+                ramp.ramp()
         old, new = (self._create_new_state(LABELS[state]) for state in (before, after))
         for listener in self.listeners:
             try:

@@ -73,6 +73,7 @@ class Guard:
         self.service = service
         self.breaker = breaker
         self.bulkhead = bulkhead
+        breaker.ramps.add(bulkhead)
         self._good = metrics.good_attempts(service)
         self._seconds = metrics.seconds(service)
 

@@ -210,6 +210,7 @@ class ResilientClient(httpx.AsyncClient):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._guard.bulkhead.end_ramp()
         if self._handshakes is not None:
             await self._handshakes.aclose()
         await super().aclose()
@@ -221,6 +222,7 @@ class ResilientClient(httpx.AsyncClient):
         trace: TracebackType | None = None,
     ) -> None:
         """The same: httpx closes its transport only."""
+        self._guard.bulkhead.end_ramp()
         if self._handshakes is not None:
             await self._handshakes.aclose()
         await super().__aexit__(kind, error, trace)
