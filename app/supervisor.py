@@ -276,6 +276,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "EUCORA_DATA_DIR": settings.data_dir,
         "EUCORA_GATE_POLICY": settings.gate_policy,
         "EUCORA_WORKER": settings.worker.model_dump_json(),
+        "EUCORA_LIMITS": settings.limits.model_dump_json(),
+        "EUCORA_RECONCILIATION": settings.reconciliation.model_dump_json(),
+        "EUCORA_HOUSEKEEPING": settings.housekeeping.model_dump_json(),
         "EUCORA_BREAKERS": json.dumps({name: part.model_dump() for name, part in settings.breakers.items()}),
     }
     root = str(Path(app.__file__).parent.parent)
