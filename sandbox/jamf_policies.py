@@ -22,6 +22,9 @@ GROUPS: dict[Ring, int] = {ring: 12 + place for place, ring in enumerate(RINGS)}
 STATIC: tuple[Ring, ...] = ("LAB", "CANARY")
 """Rings whose groups are static; the others' are smart."""
 COMPUTERS_PER_RING = 1_000_000
+TRUE, FALSE = "true", "false"
+EMPTY: Document = {"all": False, "groups": [], "computers": [], "excluded": [], "packages": [], "command": ""}
+"""What a new policy has where its XML says nothing."""
 FORGOTTEN = re.compile(r"pkgutil\s+--forget\s+([\w.-]+)")
 """By this a command removes an application; the sandbox runs nothing."""
 
@@ -59,16 +62,28 @@ class Policies:
 
     async def _by_name(self, request: Request) -> Response:
         name = request.path_params["name"]
-        found = [row for row in self._table.values() if row["general"]["name"] == name]
+        found = [row for row in self._rows() if row["general"]["name"] == name]
         if not found:
             raise Refused(404, "Not Found")
-        return answer(request, "policy", shown(found[0]))
+        return answer(request, "policy", self._shown(found[0]))
 
     async def _by_id(self, request: Request) -> Response:
-        return answer(request, "policy", shown(self._one(request)))
+        return answer(request, "policy", self._shown(self._one(request)))
+
+    def _shown(self, row: Document) -> Document:
+        """A policy as it is read; of a package that is gone nothing is left in it."""
+        known = [(each, self._packages.get(str(each["id"]))) for each in row["packages"]]
+        packages = [
+            each | {"name": found["body"]["packageName"]} for each, found in known if found is not None
+        ]
+        return shown(row, packages)
 
     def _one(self, request: Request) -> Document:
-        return row_or_404(self._table, request, "Not Found")
+        return EMPTY | row_or_404(self._table, request, "Not Found")
+
+    def _rows(self) -> Iterator[Document]:
+        """All policies; one from an older journal may lack parts."""
+        return (EMPTY | row for row in self._table.values())
 
     async def _create(self, request: Request) -> Response:
         written = await self._written(request)
@@ -76,17 +91,19 @@ class Policies:
             raise Refused(409, "Error: Duplicate name")
         number = int(self._numbers.get("policy", {"next": 3})["next"])
         self._numbers.put("policy", {"next": number + 1})
-        row = {"id": number, "effect_key": effect_of(request), **written}
+        row = {"id": number, "effect_key": effect_of(request), **EMPTY, **written}
         self._table.put(str(number), row)
         self._direct()
         return xml("policy", {"id": number}, 201)
 
     async def _change(self, request: Request) -> Response:
-        """What is given replaces what was there; the rest stays."""
+        """What is given replaces what was there, a list that is given empty too; the rest stays.
+
+        The fleet does what a policy now says; that a real one does not run again where it ran is left out.
+        """
         row, written = self._one(request), await self._written(request, partly=True)
-        general = row["general"] | written.pop("general", {})
-        given = {name: value for name, value in written.items() if value}
-        self._table.put(str(row["id"]), row | given | {"general": general})
+        general = row["general"] | written.pop("general")
+        self._table.put(str(row["id"]), row | written | {"general": general})
         self._direct()
         return xml("policy", {"id": row["id"]}, 201)
 
@@ -106,17 +123,11 @@ class Policies:
         general = {child.tag: child.text for child in root.find("general") or ()}
         if not partly and not general.get("name"):
             raise Refused(409, "Error: Name is required")
-        groups = [int(found.text or 0) for found in root.iterfind("scope/computer_groups/computer_group/id")]
-        named = [int(found.text or 0) for found in root.iterfind("scope/computers/computer/id")]
-        packages = [
-            {"id": found.findtext("id"), "action": found.findtext("action")}
-            for found in root.iterfind("package_configuration/packages/package")
-        ]
+        written = given(root)
+        packages = written.get("packages", ())
         if any(self._packages.get(str(package["id"])) is None for package in packages):
             raise Refused(409, "Error: Problem with package")
-        command = root.findtext("files_processes/run_command") or ""
-        scope = {"groups": groups, "computers": named}
-        return {"general": general, **scope, "packages": packages, "command": command}
+        return {"general": general, **written}
 
     def _direct(self) -> None:
         """Tell the fleet what stands, for each package that any policy ever named."""
@@ -131,16 +142,17 @@ class Policies:
             self._plane.fleet.direct(self._packages.software(package), intents, only)
 
     def _is_on(self, row: Document, ring: Ring) -> bool:
-        return GROUPS[ring] in row["groups"] or self._named(row, ring) is not None
+        held = row["all"] or GROUPS[ring] in row["groups"] or self._named(row, ring) is not None
+        return held and GROUPS[ring] not in row["excluded"]
 
     def _named(self, row: Document, ring: Ring) -> tuple[int, ...] | None:
         """The numbers of the ring's computers that a policy names, if it names any and not the group."""
-        devices = [device_of(number, self._plane) for number in row.get("computers") or ()]
+        devices = [device_of(number, self._plane) for number in row["computers"]]
         found = tuple(device.index for device in devices if device is not None and device.ring == ring)
-        return None if GROUPS[ring] in row["groups"] or not found else found
+        return None if row["all"] or GROUPS[ring] in row["groups"] or not found else found
 
     def _active(self) -> Iterator[Document]:
-        return (row for row in self._table.values() if row["general"].get("enabled", "true") == "true")
+        return (row for row in self._rows() if row["general"].get("enabled", TRUE) == TRUE)
 
     def _intent(self, row: Document, package: Document) -> Intent | None:
         """What a policy does to a package's application."""
@@ -164,7 +176,7 @@ class Policies:
             raise Refused(404, "Not Found")
         logs = [
             {"policy_id": row["id"], "policy_name": row["general"]["name"], "status": status}
-            for row in self._table.values()
+            for row in self._rows()
             if self._is_on(row, device.ring) and (status := self._ended(row, device)) is not None
         ]
         return answer(request, "computer_history", {"policy_logs": logs})
@@ -204,16 +216,44 @@ def device_of(number: int, plane: Plane) -> Device | None:
     return Device(RINGS[place], index)
 
 
-def shown(row: Document) -> Document:
+def given(root: ET.Element) -> Document:
+    """Those parts of a policy that its XML has, even if empty; of the others it says nothing."""
+    parts: dict[str, tuple[str, Any]] = {
+        "all": ("scope/all_computers", root.findtext("scope/all_computers") == TRUE),
+        "groups": ("scope/computer_groups", numbers(root, "scope/computer_groups/computer_group")),
+        "computers": ("scope/computers", numbers(root, "scope/computers/computer")),
+        "excluded": ("scope/exclusions", numbers(root, "scope/exclusions/computer_groups/computer_group")),
+        "packages": ("package_configuration/packages", packages_of(root)),
+        "command": ("files_processes", root.findtext("files_processes/run_command") or ""),
+    }
+    return {name: value for name, (place, value) in parts.items() if root.find(place) is not None}
+
+
+def numbers(root: ET.Element, place: str) -> list[int]:
+    """The ids of the elements there."""
+    return [int(found.text or 0) for found in root.iterfind(f"{place}/id")]
+
+
+def packages_of(root: ET.Element) -> list[Document]:
+    """The packages of a policy, and what is done with each."""
+    return [
+        {"id": found.findtext("id"), "action": found.findtext("action")}
+        for found in root.iterfind("package_configuration/packages/package")
+    ]
+
+
+def shown(row: Document, packages: list[Document]) -> Document:
     """A policy as it is read."""
+    flags = {name: text == TRUE for name, text in row["general"].items() if text in {TRUE, FALSE}}
     return {
-        "general": {"id": row["id"], **row["general"], "enabled": row["general"].get("enabled") == "true"},
+        "general": {"id": row["id"], **row["general"], **flags},
         "scope": {
-            "all_computers": False,
-            "computers": [{"id": number} for number in row.get("computers") or ()],
+            "all_computers": row["all"],
+            "computers": [{"id": number} for number in row["computers"]],
             "computer_groups": [{"id": number} for number in row["groups"]],
+            "exclusions": {"computer_groups": [{"id": number} for number in row["excluded"]]},
         },
-        "package_configuration": {"packages": row["packages"]},
+        "package_configuration": {"packages": packages},
         "files_processes": {"run_command": row["command"]},
     }
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The AdminService of Configuration Manager: the provider's classes as OData, behind Windows authentication.
 
-``PUT /_sandbox/applications`` sets what the operator has packaged, and where its content is.
+``PUT /_sandbox/applications`` sets what the operator has packaged, and where its content is;
+``PUT /_sandbox/deployments/<number>`` switches a deployment on or off, as the operator's console does.
 """
 
 import base64
@@ -42,6 +43,7 @@ from sandbox.sccm_deployments import (
     Applications,
     Deployments,
     NewDeployment,
+    Switch,
     machine_id,
     ring_of,
 )
@@ -81,7 +83,10 @@ class Sccm:
 
     def controls(self) -> Sequence[Route]:
         """What only this plane has."""
-        return [Route("/_sandbox/applications", self._package, methods=["PUT"])]
+        return [
+            Route("/_sandbox/applications", self._package, methods=["PUT"]),
+            Route("/_sandbox/deployments/{id:int}", self._switch, methods=["PUT"]),
+        ]
 
     async def _package(self, request: Request) -> Response:
         applications = await parse(request, Applications)
@@ -89,6 +94,13 @@ class Sccm:
             return applications
         self._deployments.package(applications)
         return JSONResponse(applications.model_dump())
+
+    async def _switch(self, request: Request) -> Response:
+        wanted = await parse(request, Switch)
+        if isinstance(wanted, Response):
+            return wanted
+        found = self._deployments.switch(str(request.path_params["id"]), enabled=wanted.enabled)
+        return JSONResponse(wanted.model_dump(), 200 if found else 404)
 
     def _assembled(self) -> ASGIApp:
         deployments = "/SMS_ApplicationAssignment"

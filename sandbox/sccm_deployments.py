@@ -25,7 +25,10 @@ FAILED_TO_DOWNLOAD = 0x87D00324
 
 
 class Application(BaseModel):
-    """One that the operator packaged: of ``targeted`` points so many have it, and so many ``failed`` to."""
+    """One that the operator packaged: of ``targeted`` points so many have it, and so many ``failed`` to.
+
+    ``revises``: the version under which it was packaged first, if this is a revision of the same application.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +39,7 @@ class Application(BaseModel):
     points: int = 2
     failed: int = 0
     expired: bool = False
+    revises: str | None = None
 
 
 class Applications(BaseModel):
@@ -52,6 +56,12 @@ DEFAULT_APPLICATIONS = Applications(
         Application(name="Example Editor 4.2.1", product="Example Editor", version="4.2.1"),
     ]
 )
+
+
+class Switch(Body):
+    """Whether a deployment is in force."""
+
+    enabled: bool
 
 
 class NewDeployment(Body):
@@ -83,7 +93,8 @@ class NewDeployment(Body):
 
 def model_name(application: Application) -> str:
     """What names an application whatever its revision."""
-    unique = uuid5(NAMESPACE_URL, f"eucora-sandbox/{application.name}/{application.version}")
+    first = application.revises or application.version
+    unique = uuid5(NAMESPACE_URL, f"eucora-sandbox/{application.name}/{first}")
     return f"ScopeId_4F0C1B3E-0000-4000-8000-000000000001/Application_{unique}"
 
 
@@ -117,7 +128,7 @@ class Deployments:
             yield {
                 "__LAZYPROPERTIES": ["SDMPackageXML"],
                 "CI_ID": FIRST_APPLICATION + place,
-                "CI_UniqueID": f"{model_name(application)}/1",
+                "CI_UniqueID": f"{model_name(application)}/{2 if application.revises else 1}",
                 "ModelName": model_name(application),
                 "LocalizedDisplayName": application.name,
                 "LocalizedDescription": "",
@@ -176,6 +187,14 @@ class Deployments:
         self._table.drop(number)
         self._direct(row)
 
+    def switch(self, number: str, *, enabled: bool) -> bool:
+        """Switch a deployment on or off; False if there is none."""
+        row = self._table.get(number)
+        if row is None:
+            return False
+        self._direct(self._table.put(number, row | {"enabled": enabled}))
+        return True
+
     def _direct(self, row: Document) -> None:
         """Tell the fleet all that stands of an application; what is required wins over what uninstalls."""
         intents: dict[Ring, Intent] = {}
@@ -183,6 +202,7 @@ class Deployments:
             ring = ring_of(other["body"]["TargetCollectionID"])
             if (
                 other["model"] != row["model"]
+                or not other.get("enabled", True)
                 or other["body"]["OfferTypeID"] == 2
                 or intents.get(ring) == "install"
             ):
@@ -193,7 +213,8 @@ class Deployments:
 
     def shown(self, row: Document) -> Document:
         """``SMS_ApplicationAssignment``."""
-        told = {"AssignmentID": row["id"], "AssignmentUniqueID": unique_id(row), "Enabled": True}
+        enabled = row.get("enabled", True)
+        told = {"AssignmentID": row["id"], "AssignmentUniqueID": unique_id(row), "Enabled": enabled}
         return {"__LAZYPROPERTIES": [], **told, **row["body"]}
 
     def rows(self) -> Iterator[Document]:

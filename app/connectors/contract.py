@@ -215,8 +215,18 @@ class Assignment:
         """The intent's."""
         return self.app.correlation_id
 
+    @property
+    def first_key(self) -> str:
+        """The key without its turn. What any turn makes is called by it, so that every turn finds it."""
+        return "/".join(self.key.split("/")[:4])
+
+    @property
+    def is_first_turn(self) -> bool:
+        """Whether nothing was made by this effect before; a later turn mends what was lost or changed."""
+        return self.key == self.first_key
+
     def key_of(self, action: Action) -> str:
-        """The key of another effect on the same target: its first turn."""
+        """The first key of another effect on the same target: what that effect made is called by it."""
         return "/".join([*self.key.split("/")[:3], action.value])
 
 

@@ -35,6 +35,13 @@ async def done(connector: OpenConnector, given: Assignment, action: Action) -> A
     return replace(given, made_id=made_id)
 
 
+async def another_turn(connector: OpenConnector, made: Assignment) -> Assignment:
+    """The assignment once more, as another effect: what it made."""
+    given = replace(made, key=f"{made.first_key}/2", made_id=None, made_at=None)
+    given = replace(given, baseline=await connector.baseline(given))
+    return replace(given, made_id=await connector.assign(given))
+
+
 async def reports(
     connector: OpenConnector, given: Assignment, action: Action = Action.ASSIGN
 ) -> dict[str, DeviceReport]:

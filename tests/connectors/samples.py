@@ -78,17 +78,23 @@ def stranger_at_landscape(sandbox: Sandbox) -> Callable[[], Any]:
     return lambda: at_landscape(sandbox, "/", **said)
 
 
-def stranger_at_jamf(sandbox: Sandbox) -> Callable[[], Any]:
-    """A policy of the neighbour's on the same group, that installs nothing."""
+def at_jamf(sandbox: Sandbox, method: str, path: str, xml: str = "") -> str:
+    """What somebody else does there; he has been there for a while, so he knows all news."""
     base, (client, secret) = f"{sandbox.url}/jamf", NEIGHBOUR
     form = {"grant_type": "client_credentials", "client_id": client, "client_secret": secret}
     token = httpx.post(f"{base}/api/v1/oauth/token", data=form, timeout=10).json()["access_token"]
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/xml"}
+    cookies = {"APBALANCEID": "node-1"}
+    answer = httpx.request(method, f"{base}{path}", content=xml, headers=headers, cookies=cookies, timeout=10)
+    return answer.raise_for_status().text
+
+
+def stranger_at_jamf(sandbox: Sandbox) -> Callable[[], Any]:
+    """A policy of the neighbour's on the same group, that installs nothing."""
     policy = f"""<policy><general><name>theirs</name><enabled>true</enabled></general><scope><computer_groups>
         <computer_group><id>{sandbox.group().ref}</id></computer_group></computer_groups></scope></policy>"""
-    made = httpx.post(f"{base}/JSSResource/policies/id/0", content=policy, headers=headers, timeout=10)
-    made.raise_for_status()
-    return lambda: httpx.get(f"{base}/JSSResource/policies/name/theirs", headers=headers, timeout=10).text
+    at_jamf(sandbox, "POST", "/JSSResource/policies/id/0", policy)
+    return lambda: at_jamf(sandbox, "GET", "/JSSResource/policies/name/theirs")
 
 
 def at_sccm(sandbox: Sandbox, method: str, path: str, body: object = None) -> Any:

@@ -23,6 +23,7 @@ from app.connectors.contract import (
     DeviceReport,
     InstallState,
     Member,
+    Observed,
     Plane,
 )
 from app.resilience import RetryProfile
@@ -203,6 +204,21 @@ async def test_what_was_put_on_a_target_is_taken_back_and_nothing_else(
     assert not [item for item in left if item["type"] in sample.stands and item["effect_key"]]
     assert [item for item in left if not item["effect_key"]] == theirs
     assert look() == before
+
+
+async def test_what_was_assigned_is_seen_long_afterwards_as_it_was_decided(
+    connect: Connect, sandbox: Sandbox, app: App
+) -> None:
+    connector = connect()
+    made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    changes = sandbox.mutations()
+
+    if not connector.manifest.can(Capability.OBSERVE):
+        with pytest.raises(PermanentError, match=connector.manifest.cannot[Capability.OBSERVE]):
+            await connector.observe(made)
+    else:
+        assert await connect().observe(made) == Observed(assigned=True, version=app.version)
+    assert sandbox.mutations() == changes
 
 
 async def test_failing_and_absent_devices_are_told_apart(

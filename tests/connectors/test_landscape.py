@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from app.connectors.contract import Action, App, InstallState, Plane, Target, TargetKind
+from app.connectors.contract import Action, App, InstallState, Observed, Plane, Target, TargetKind
 from app.connectors.landscape import wire
 from app.resilience.errors import AuthError, NotThere, PolicyError
 from tests.connectors.conftest import Connect, MakeApp, Sandbox
-from tests.connectors.connecting import done, quick_fleet, ready, reports, states
+from tests.connectors.connecting import another_turn, done, quick_fleet, ready, reports, states
 from tests.connectors.samples import at_landscape
 
 PACKAGE = {"kind": "deb", "name": "example-editor"}
+SAID = {"version": "2011-08-01", "query": "tag:canary", "packages.1": "example-editor"}
 
 
 @pytest.fixture
@@ -124,6 +125,78 @@ async def test_an_older_activity_of_ours_is_not_taken_for_the_lost_one(
     assert not (await connector.verify(Action.ASSIGN, app, given)).holds
     again = await done(connector, given, Action.ASSIGN)
     assert again.made_id != first.made_id
+
+
+def change(sandbox: Sandbox, action: str, version: str, **said: str) -> None:
+    """Somebody else changes what the computers have."""
+    archive(sandbox, version)
+    at_landscape(sandbox, "/", action=action, **{**SAID, **said})
+    sandbox.advance(10)
+    archive(sandbox, "4.2.1-1")
+
+
+async def test_a_computer_that_got_another_version_is_seen_and_upgraded(
+    connect: Connect, sandbox: Sandbox, app: App
+) -> None:
+    quick_fleet(sandbox)
+    connector = connect()
+    made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+    fine = await connector.observe(made)
+    last = [member.device_id async for page in connector.members(made.target) for member in page][-1]
+    change(sandbox, "RemovePackages", "4.2.0-1", query=f"id:{last}")
+    missing = await connector.observe(made)
+    change(sandbox, "InstallPackages", "4.2.0-1", query=f"id:{last}")
+    older = await connector.observe(made)
+
+    again = await another_turn(connector, made)
+    waiting = await connector.observe(again)
+    sandbox.advance(10)
+
+    assert fine == missing == waiting == Observed(assigned=True, version="4.2.1-1")
+    assert older == Observed(assigned=True, version="4.2.0-1")
+    assert again.made_id not in {made.made_id, "none"}
+    assert (await connector.verify(Action.ASSIGN, made.app, again)).holds
+    assert await connector.observe(again) == fine
+    assert await states(connector, again) == {InstallState.INSTALLED: 40}
+
+
+async def test_a_computer_that_was_not_served_yet_or_failed_changed_nothing(
+    connect: Connect, sandbox: Sandbox, make_app: MakeApp, app: App
+) -> None:
+    quick_fleet(sandbox)
+    connector = connect()
+    old = make_app("example-editor", "4.2.0-1", package=PACKAGE)
+    archive(sandbox, "4.2.0-1")
+    await done(connector, await ready(connector, old, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+    archive(sandbox, "4.2.1-1")
+    quick_fleet(sandbox, fail=0.25, offline=0.25)
+
+    made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    before = await connector.observe(made)
+    sandbox.advance(10)
+
+    assert before == await connector.observe(made) == Observed(assigned=True, version="4.2.1-1")
+    assert (await states(connector, made))[InstallState.UNDELIVERED] == 10
+
+
+async def test_all_that_was_not_delivered_is_cancelled_whichever_turn_asked_for_it(
+    connect: Connect, sandbox: Sandbox, app: App
+) -> None:
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"devices": 40, "delay": [60.0, 60.0]}}})
+    connector = connect()
+    made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    again = await another_turn(connector, made)
+    assert again.made_id != made.made_id
+    given = replace(again, key=again.key_of(Action.UNASSIGN))
+    assert not (await connector.verify(Action.UNASSIGN, app, given)).holds
+
+    await connector.cancel(given)
+    sandbox.advance(600)
+
+    assert (await connector.verify(Action.UNASSIGN, app, given)).holds
+    assert sandbox.devices(app) == []
 
 
 async def test_computers_that_had_nothing_to_remove_count_as_done(

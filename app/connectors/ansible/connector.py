@@ -59,6 +59,7 @@ MANIFEST = Manifest(
         Capability.CREATE: "job templates are the operator's; they are found by name",
         Capability.UPLOAD: "content comes from the template's project",
         Capability.RETURN: "the rollback template decides what a host goes back to",
+        Capability.OBSERVE: "a job leaves nothing behind that could be read again",
     },
     max_concurrency=8,
     costs={

@@ -24,6 +24,7 @@ from app.connectors.contract import (
     Health,
     Manifest,
     Member,
+    Observed,
     PackageKind,
     Plane,
     RateLimit,
@@ -349,6 +350,15 @@ class Intune(AbsentParts):
             return await self._verify_assignment(action, assignment)
         except NotThere:  # the application is gone, and its assignments with it
             return Verified(holds=action is Action.UNASSIGN)
+
+    async def observe(self, assignment: Assignment) -> Observed:
+        """The application, which may be gone, and all of its assignments."""
+        app_id = assignment.external_id
+        try:
+            app = await self._graph.get(f"{MOBILE_APPS}/{app_id}")
+            return wire.observed(app, await self._graph.every(_assignments(app_id)), assignment)
+        except NotThere:
+            return Observed(assigned=False)
 
     async def _is_usable(self, app_id: str) -> bool:
         return wire.is_usable(await self._graph.get(f"{MOBILE_APPS}/{app_id}"))

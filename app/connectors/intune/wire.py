@@ -5,11 +5,13 @@ Source: CSDL of Graph v1.0 (``win32LobApp``, ``mobileAppAssignment``, ``win32Lob
 has no ``displayVersion``, so the version stands beside the marker in ``notes``, which v1.0 stores.
 """
 
+import re
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from app.connectors.contract import App, DeviceReport, InstallState, Member
+from app.connectors.contract import App, Assignment, DeviceReport, InstallState, Member, Observed
 from app.connectors.packages import (
     Detection,
     FileDetection,
@@ -27,6 +29,9 @@ VERSION = "eucora-version:"
 PUBLISHER = "Eucora"
 APP_TYPE = "#microsoft.graph.win32LobApp"
 GROUP_TARGET = "#microsoft.graph.groupAssignmentTarget"
+EXCLUSION_TARGET = "#microsoft.graph.exclusionGroupAssignmentTarget"
+TARGET_TYPE = re.compile(r"#microsoft\.graph\.(\w+)AssignmentTarget")
+"""What a target without a group is called, by its type: ``allDevices``, ``allLicensedUsers``."""
 DEVICE = "#microsoft.graph.device"
 OLDEST_WINDOWS = "1607"
 REQUIRED = "required"
@@ -203,13 +208,22 @@ def is_ours(found: Json) -> bool:
 
 def has_version(found: Json, version: str) -> bool:
     """Whether an app is of that version: ours by its notes, others by what Graph knows of them."""
+    return version in _versions(found)
+
+
+def version_of(found: Json) -> str | None:
+    """The version that an app tells of: what Graph knows goes before what we noted."""
+    return next((version for version in _versions(found) if version), None)
+
+
+def _versions(found: Json) -> list[str | None]:
     named = [found.get("displayVersion"), (found.get("msiInformation") or {}).get("productVersion")]
     noted = [
         line.removeprefix(VERSION)
         for line in (found.get("notes") or "").splitlines()
         if line.startswith(VERSION)
     ]
-    return version in [*named, *noted]
+    return [*named, *noted]
 
 
 def is_usable(found: Json) -> bool:
@@ -244,6 +258,25 @@ def is_on_group(assignment: Json, group: str) -> bool:
     return (
         target.get("@odata.type") == GROUP_TARGET and str(target.get("groupId", "")).lower() == group.lower()
     )
+
+
+def observed(app: Json, assignments: Iterable[Json], given: Assignment) -> Observed:
+    """What an application and its assignments make of what was decided; only what is required installs."""
+    required = [found for found in assignments if found.get("intent") == REQUIRED and not _excludes(found)]
+    others = {_ref(found["target"]) for found in required if not is_on_group(found, given.target.ref)}
+    assigned = any(is_on_group(found, given.target.ref) for found in required)
+    return Observed(assigned, version_of(app), tuple(sorted(others)))
+
+
+def _excludes(assignment: Json) -> bool:
+    return bool(assignment["target"].get("@odata.type") == EXCLUSION_TARGET)
+
+
+def _ref(target: Json) -> str:
+    """What a target is called: a group's id, or who is meant where it is no group."""
+    kind = str(target.get("@odata.type"))
+    named = TARGET_TYPE.fullmatch(kind)
+    return str(target.get("groupId") or (named[1] if named else kind))
 
 
 def member(device: Json) -> Member:

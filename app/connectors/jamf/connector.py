@@ -23,6 +23,7 @@ from app.connectors.contract import (
     Health,
     Manifest,
     Member,
+    Observed,
     PackageKind,
     Plane,
     Target,
@@ -65,6 +66,7 @@ MANIFEST = Manifest(
         Call.FIND_VERSION: Cost(1),
     },
     names_devices=10_000,
+    mends_version=True,
     sources=("Jamf Pro API document 11.30.1 (2026-07)", "Jamf scalability best practices: 5 connections"),
 )
 
@@ -164,8 +166,13 @@ class Jamf(AbsentParts):
         return Upload(self._api, self._sources, app, external_id, pace=pace).run()
 
     async def assign(self, assignment: Assignment) -> str:
-        """A policy that installs the package on the group; its id."""
-        return await self._install(assignment, assignment.external_id)
+        """A policy that installs the package on the group; its id. One that was changed is written again."""
+        headers = effect_headers(assignment)
+        found = await self._policy(assignment.first_key, headers)
+        if found is not None and wire.is_as_decided(found, assignment):
+            return wire.policy_id(found)
+        policy = wire.install_policy(assignment, assignment.external_id, found)
+        return await self._write(found, policy, headers)
 
     async def remove(self, assignment: Assignment) -> str:
         """Delete what installs; then a policy for the previous version, or one that runs the script.
@@ -175,27 +182,28 @@ class Jamf(AbsentParts):
         """
         await self._delete(assignment.key_of(Action.ASSIGN), effect_headers(assignment))
         if assignment.previous_id is not None:
-            return await self._install(assignment, assignment.previous_id)
+            return await self._put(assignment, wire.install_policy(assignment, assignment.previous_id))
         script = wire.pkg(assignment.app).uninstall_script
         if script is None:
             detail = "the package has no uninstall_script, and there is no version to return to"
             raise PolicyError(detail, service=SERVICE)
         return await self._put(assignment, wire.uninstall_policy(assignment, script))
 
-    async def _install(self, assignment: Assignment, package_id: str) -> str:
-        return await self._put(assignment, wire.install_policy(assignment, package_id))
-
     async def _put(self, assignment: Assignment, policy: bytes) -> str:
         """The id of the effect's policy, created if there is none."""
         headers = effect_headers(assignment)
-        found = await self._policy(assignment.key, headers)
-        if found is not None:
-            return found
-        return await self._api.classic_write("POST", "/policies/id/0", policy, headers=headers)
+        found = await self._policy(assignment.first_key, headers)
+        return await self._write(None, policy, headers) if found is None else wire.policy_id(found)
 
-    async def _policy(self, key: str, headers: Headers) -> str | None:
+    async def _write(self, found: Json | None, policy: bytes, headers: Headers) -> str:
+        """Create a policy, or have one do what is written; its id."""
+        method, number = ("POST", "0") if found is None else ("PUT", wire.policy_id(found))
+        return await self._api.classic_write(method, f"/policies/id/{number}", policy, headers=headers)
+
+    async def _policy(self, key: str, headers: Headers | None = None) -> Json | None:
         found = await self._api.classic(f"/policies/name/{named(wire.policy_name(key))}", headers=headers)
-        return None if found is None else str(found["policy"]["general"]["id"])
+        policy: Json | None = None if found is None else found["policy"]
+        return policy
 
     async def unassign(self, assignment: Assignment) -> None:
         """Delete our policies of this ring; what they installed stays."""
@@ -205,15 +213,14 @@ class Jamf(AbsentParts):
     async def _delete(self, key: str, headers: Headers) -> None:
         found = await self._policy(key, headers)
         if found is not None:
-            await self._api.classic_delete(f"/policies/id/{found}", headers=headers)
+            await self._api.classic_delete(f"/policies/id/{wire.policy_id(found)}", headers=headers)
 
     async def cancel(self, assignment: Assignment) -> None:
         """Switch the policy off: computers that have not begun do not begin."""
         headers = effect_headers(assignment)
         found = await self._policy(assignment.key_of(Action.ASSIGN), headers)
         if found is not None:
-            path = f"/policies/id/{found}"
-            await self._api.classic_write("PUT", path, wire.disabled_policy(), headers=headers)
+            await self._write(found, wire.disabled_policy(), headers)
 
     async def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
         """The computers of the group, be it smart or static. Held in memory: their ids."""
@@ -307,6 +314,24 @@ class Jamf(AbsentParts):
         removes = await self._policy(assignment.key_of(Action.REMOVE), headers)
         if action is Action.UNASSIGN:
             return Verified(holds=installs is None and removes is None)
-        made = installs if action is Action.ASSIGN else removes
-        undone = action is Action.ASSIGN or installs is None
-        return Verified(holds=made is not None and undone, external_id=made)
+        if action is Action.ASSIGN:
+            return _verified(installs, assignment)
+        made = None if removes is None else wire.policy_id(removes)
+        return Verified(holds=made is not None and installs is None, external_id=made)
+
+    async def observe(self, assignment: Assignment) -> Observed:
+        """The lane's policy, and the package, which may be gone."""
+        found = await self._policy(assignment.first_key)
+        try:
+            await self._api.get(f"/v1/packages/{assignment.external_id}")
+        except NotThere:
+            return Observed(assigned=False)
+        return Observed(assigned=False) if found is None else wire.observed(found, assignment)
+
+
+def _verified(found: Json | None, assignment: Assignment) -> Verified:
+    """Whether a policy is there; a later turn is to have made it what was decided, too."""
+    if found is None:
+        return Verified(holds=False)
+    holds = assignment.is_first_turn or wire.is_as_decided(found, assignment)
+    return Verified(holds=holds, external_id=wire.policy_id(found))

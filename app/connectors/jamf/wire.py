@@ -14,6 +14,7 @@ from app.connectors.contract import (
     DeviceReport,
     InstallState,
     Member,
+    Observed,
     UploadProgress,
 )
 from app.connectors.packages import PkgPackage
@@ -28,6 +29,9 @@ VERSION = "eucora-version:"
 NO_CATEGORY = "-1"
 PRIORITY = 10
 FREQUENCY = "Once per computer"
+INSTALL = "Install"
+EVERYBODY = "all_computers"
+"""What a scope says of itself that holds every computer."""
 READY = "READY"
 """``cloudTransferStatus`` once content is where computers get it; seen in the document's example."""
 FAILED, COMPLETED = "Failed", "Completed"
@@ -126,12 +130,17 @@ def policy_name(key: str) -> str:
     return f"{MARKER}{key.replace('/', ' ')}"
 
 
-def install_policy(assignment: Assignment, package_id: str) -> bytes:
-    """A policy that installs a package once on each computer, and reports what is there then."""
+def install_policy(assignment: Assignment, package_id: str, found: Json | None = None) -> bytes:
+    """A policy that installs a package once on each computer, and reports what is there then.
+
+    ``found`` is the one that it replaces; who else is kept out of that one's scope stays out.
+    """
     policy = _policy(assignment)
+    if found is not None and assignment.target.ref in _excluded(found):
+        _exclude(policy, _excluded(found) - {assignment.target.ref})
     packages = ET.SubElement(ET.SubElement(policy, "package_configuration"), "packages")
     package = ET.SubElement(packages, "package")
-    _text(package, id=package_id, action="Install")
+    _text(package, id=package_id, action=INSTALL)
     return _finished(policy)
 
 
@@ -152,7 +161,7 @@ def disabled_policy() -> bytes:
 def _policy(assignment: Assignment) -> ET.Element:
     """Enabled, on the computers that are named, or on the group."""
     policy = ET.Element("policy")
-    general, name = ET.SubElement(policy, "general"), policy_name(assignment.key)
+    general, name = ET.SubElement(policy, "general"), policy_name(assignment.first_key)
     _text(general, name=name, enabled="true", trigger_checkin="true", frequency=FREQUENCY)
     scope = ET.SubElement(policy, "scope")
     _text(scope, all_computers="false")
@@ -162,6 +171,61 @@ def _policy(assignment: Assignment) -> ET.Element:
     if assignment.devices is None:
         _text(ET.SubElement(groups, "computer_group"), id=assignment.target.ref)
     return policy
+
+
+def observed(policy: Json, given: Assignment) -> Observed:
+    """What a policy of ours makes of what was decided.
+
+    A package that somebody put into it is told by its name, as it need not be a version of ours.
+    """
+    scope, packages, ref = policy.get("scope") or {}, _packages(policy), given.target.ref
+    held = _groups(scope) | ({EVERYBODY} if scope.get("all_computers") else set())
+    reached = bool(held & {ref, EVERYBODY}) and ref not in _excluded(policy)
+    strange = [
+        str(each.get("name") or each["id"]) for each in packages if str(each["id"]) != given.external_id
+    ]
+    return Observed(
+        assigned=_runs(policy) and bool(packages) and reached,
+        version=next(iter(strange), given.app.version),
+        others=tuple(sorted(held - {ref})),
+    )
+
+
+def is_as_decided(policy: Json, given: Assignment) -> bool:
+    """Whether a policy of ours, that installs on the target, needs no mending."""
+    return observed(policy, given) == Observed(assigned=True, version=given.app.version)
+
+
+def policy_id(policy: Json) -> str:
+    """A policy's number."""
+    return str(policy["general"]["id"])
+
+
+def _runs(policy: Json) -> bool:
+    general = policy["general"]
+    return bool(general.get("enabled") and general.get("trigger_checkin", True))
+
+
+def _groups(scope: Json) -> set[str]:
+    return {str(group["id"]) for group in scope.get("computer_groups") or ()}
+
+
+def _excluded(policy: Json) -> set[str]:
+    return _groups((policy.get("scope") or {}).get("exclusions") or {})
+
+
+def _exclude(policy: ET.Element, refs: Iterable[str]) -> None:
+    scope = policy.find("scope")
+    assert scope is not None  # every policy of ours has one
+    groups = ET.SubElement(ET.SubElement(scope, "exclusions"), "computer_groups")
+    for ref in sorted(refs):
+        _text(ET.SubElement(groups, "computer_group"), id=ref)
+
+
+def _packages(policy: Json) -> list[Json]:
+    """What a policy installs; it may also cache packages, or remove them."""
+    packages = (policy.get("package_configuration") or {}).get("packages") or ()
+    return [package for package in packages if package.get("action") == INSTALL]
 
 
 def _finished(policy: ET.Element) -> bytes:

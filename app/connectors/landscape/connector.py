@@ -21,8 +21,10 @@ from app.connectors.contract import (
     Cost,
     DeviceReport,
     Health,
+    InstallState,
     Manifest,
     Member,
+    Observed,
     PackageKind,
     Plane,
     Target,
@@ -65,6 +67,7 @@ MANIFEST = Manifest(
         Call.FIND_VERSION: Cost(0),
     },
     names_devices=COMPUTERS,
+    mends_version=True,
     sources=("Canonical landscape-documentation, docs/reference/api (2026)",),
 )
 
@@ -173,7 +176,7 @@ class Landscape(AbsentParts):
     async def _needed(self, assignment: Assignment) -> set[str]:
         """The actions that the ring's computers need; refuses those that would do something else."""
         app, needed, wrong = assignment.app, set[str](), list[str]()
-        async for computers in self._packages(assignment):
+        async for computers in self._packages(assignment, effect_headers(assignment)):
             for computer in computers:
                 if computer.get("current_version") == app.version:
                     continue
@@ -186,9 +189,11 @@ class Landscape(AbsentParts):
             )
         return needed
 
-    async def _packages(self, assignment: Assignment) -> AsyncIterator[Sequence[Json]]:
+    async def _packages(
+        self, assignment: Assignment, headers: Headers | None = None
+    ) -> AsyncIterator[Sequence[Json]]:
         """What the ring's computers have of the package, and could have: as many at once as a query names."""
-        name, headers = wire.deb(assignment.app).name, effect_headers(assignment)
+        name = wire.deb(assignment.app).name
         async for members in self._members(wire.where(assignment), rows=COMPUTERS, headers=headers):
             query = " OR ".join(f"id:{computer['id']}" for computer in members)
             page = await self._api.get("/packages", {"query": query, "names": name}, headers=headers)
@@ -209,15 +214,14 @@ class Landscape(AbsentParts):
 
     async def remove(self, assignment: Assignment) -> str:
         """Keep back what was not delivered yet, then have the package removed."""
-        installing = await self._made(assignment, Action.ASSIGN)
-        await self._cancel(installing.values(), effect_headers(assignment))
+        await self.cancel(assignment)
         made = await self._made(assignment, Action.REMOVE)
         if not made and await self._is_anywhere(assignment):
             made = {wire.REMOVE: await self._queue(assignment, wire.REMOVE)}
         return _joined(made)
 
     async def _is_anywhere(self, assignment: Assignment) -> bool:
-        async for computers in self._packages(assignment):
+        async for computers in self._packages(assignment, effect_headers(assignment)):
             if any(computer.get("current_version") for computer in computers):
                 return True
         return False
@@ -225,13 +229,11 @@ class Landscape(AbsentParts):
     async def unassign(self, assignment: Assignment) -> None:
         """Cancel what no computer has heard of; what was delivered has happened."""
         for action in (Action.ASSIGN, Action.REMOVE):
-            made = await self._made(assignment, action)
-            await self._cancel(made.values(), effect_headers(assignment))
+            await self._cancel(await self._waiting(assignment, action), effect_headers(assignment))
 
     async def cancel(self, assignment: Assignment) -> None:
         """Cancel what no computer has heard of."""
-        made = await self._made(assignment, Action.ASSIGN)
-        await self._cancel(made.values(), effect_headers(assignment))
+        await self._cancel(await self._waiting(assignment, Action.ASSIGN), effect_headers(assignment))
 
     async def _cancel(self, numbers: Iterable[str], headers: Headers) -> None:
         """Cancel the parts of activities that were not delivered; there may be none."""
@@ -247,19 +249,33 @@ class Landscape(AbsentParts):
         return False
 
     async def _made(self, assignment: Assignment, action: Action) -> dict[str, str]:
-        """By action the numbers of the activities that we asked for on this ring, since the baseline.
-
-        An assignment that knows what it made is believed only for its own direction.
-        """
-        headers, found = effect_headers(assignment), dict[str, str]()
-        after = int(assignment.baseline or 0) if assignment.key == assignment.key_of(action) else 0
-        for activity in await self._newest(headers):
-            kind = wire.kind_of(activity, assignment.app, creator=self._login.me)
-            new = int(activity["id"]) > after and kind in wire.KINDS[action] and kind not in found
-            asked = assignment if action is Action.REMOVE else replace(assignment, devices=None)
-            if new and await self._is_on(str(activity["id"]), wire.where(asked), headers):
-                found[str(kind)] = str(activity["id"])
+        """By action the numbers of the activities that this turn asked for: those since its baseline."""
+        newest, after = await self._newest(effect_headers(assignment)), int(assignment.baseline or 0)
+        since = [activity for activity in newest if int(activity["id"]) > after]
+        found = dict[str, str]()
+        async for kind, number in self._ours(assignment, action, since):
+            found.setdefault(kind, number)
         return found
+
+    async def _waiting(self, assignment: Assignment, action: Action) -> list[str]:
+        """The numbers of the activities that computers of the ring have yet to hear of, whichever turn's.
+
+        An earlier deployment's too: each would bring what the archives have by then.
+        """
+        newest = await self._newest(effect_headers(assignment))
+        running = [activity for activity in newest if not wire.is_over(activity)]
+        return [number async for _, number in self._ours(assignment, action, running)]
+
+    async def _ours(
+        self, assignment: Assignment, action: Action, activities: Iterable[Json]
+    ) -> AsyncIterator[tuple[str, str]]:
+        """Those of the activities that we asked for on this ring: kind and number."""
+        headers, app = effect_headers(assignment), assignment.app
+        where = wire.where(assignment if action is Action.REMOVE else replace(assignment, devices=None))
+        for activity in activities:
+            kind, number = wire.kind_of(activity, app, creator=self._login.me), str(activity["id"])
+            if kind in wire.KINDS[action] and await self._is_on(number, where, headers):
+                yield str(kind), number
 
     async def _is_on(self, number: str, where: str, headers: Headers) -> bool:
         """Whether an activity is of the computers that a query finds: its first one tells."""
@@ -283,7 +299,7 @@ class Landscape(AbsentParts):
         for number in _split(assignment.made_id):
             async for children in self._api.activities(f"parent-id:{number}"):
                 yield [wire.report(child, assignment.app, action) for child in children]
-        async for computers in self._packages(assignment):
+        async for computers in self._packages(assignment, effect_headers(assignment)):
             yield [told for computer in computers if (told := wire.truth(computer, assignment.app, action))]
 
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
@@ -304,10 +320,28 @@ class Landscape(AbsentParts):
     async def _is_undelivered(self, assignment: Assignment) -> bool:
         headers = effect_headers(assignment)
         for action in (Action.ASSIGN, Action.REMOVE):
-            for number in (await self._made(assignment, action)).values():
+            for number in await self._waiting(assignment, action):
                 if await self._any(f"parent-id:{number} status:undelivered", headers):
                     return True
         return False
+
+    async def observe(self, assignment: Assignment) -> Observed:
+        """What computers of the ring have in place of the decided version; what asked for it is over.
+
+        Who has yet to be served, or could not be, still has an earlier one: nobody changed that.
+        """
+        app, changed = assignment.app, dict[str, str]()
+        async for computers in self._packages(assignment):
+            changed |= {
+                device: version for device, version in wire.versions(computers) if version != app.version
+            }
+        for number in _split(assignment.made_id) if changed else ():
+            async for children in self._api.activities(f"parent-id:{number}"):
+                for child in children:
+                    told = wire.report(child, app, Action.ASSIGN)
+                    if told.state is not InstallState.INSTALLED:
+                        changed.pop(told.device_id, None)
+        return Observed(assigned=True, version=next(iter(changed.values()), app.version))
 
 
 def _joined(made: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 """Between the port's values and what Landscape sends and takes; nothing here calls anybody."""
 
 import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -104,6 +105,13 @@ def kind_of(activity: Json, app: App, *, creator: str | None) -> str | None:
     return VERBS.get(verb.lower())
 
 
+def is_over(activity: Json) -> bool:
+    """Whether no computer of an activity has anything left to do."""
+    counts = activity.get("children_statuses") or {}
+    ended = int(counts.get("good") or 0) + int(counts.get("bad") or 0)
+    return 0 < int(activity.get("children_count") or 0) <= ended
+
+
 def report(child: Json, app: App, action: Action) -> DeviceReport:
     """One computer's part of an activity."""
     told = STATES.get(str(none(child.get("activity_status"))), InstallState.UNKNOWN)
@@ -128,6 +136,14 @@ def version_of(child: Json, app: App) -> str | None:
     changes = none(child.get("changes")) or ()
     name = deb(app).name
     return next((str(change["version"]) for change in changes if change.get("package") == name), None)
+
+
+def versions(computers: Iterable[Json]) -> Iterator[tuple[str, str]]:
+    """The computers that have the package, each with its version."""
+    for computer in computers:
+        current = none(computer.get("current_version"))
+        if current is not None:
+            yield str(computer["id"]), str(current)
 
 
 def truth(computer: Json, app: App, action: Action) -> DeviceReport | None:

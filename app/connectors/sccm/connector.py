@@ -23,6 +23,7 @@ from app.connectors.contract import (
     Health,
     Manifest,
     Member,
+    Observed,
     PackageKind,
     Plane,
     Target,
@@ -191,22 +192,28 @@ class Sccm(AbsentParts):
 
     async def assign(self, assignment: Assignment) -> str:
         """Deploy the application to the collection; the deployment's number."""
-        return await self._deploy(assignment, assignment.external_id, wire.INSTALL, assignment.key)
+        return await self._deploy(assignment, assignment.external_id, wire.INSTALL, assignment.first_key)
 
     async def remove(self, assignment: Assignment) -> str:
         """Withdraw what installs, deploy the uninstallation, then see that the previous version is there."""
         await self._withdraw(assignment.key_of(Action.ASSIGN), effect_headers(assignment))
-        made = await self._deploy(assignment, assignment.external_id, wire.UNINSTALL, assignment.key)
+        key = assignment.first_key
+        made = await self._deploy(assignment, assignment.external_id, wire.UNINSTALL, key)
         if assignment.previous_id is not None and not await self._offered(assignment):
-            await self._deploy(assignment, assignment.previous_id, wire.INSTALL, _return_key(assignment))
+            await self._deploy(assignment, assignment.previous_id, wire.INSTALL, f"{key}/return")
         return made
 
     async def _deploy(self, assignment: Assignment, model_name: str, config: int, key: str) -> str:
-        """The deployment under that key; names are not unique at the service, so it is looked for first."""
+        """The deployment under that key; names are not unique at the service, so it is looked for first.
+
+        One that does something else there by now gives way: it can be withdrawn, but not changed.
+        """
         headers = effect_headers(assignment)
-        found = await self._deployments(key, headers)
-        if found:
-            return str(found[0]["AssignmentID"])
+        found = wire.on(assignment.target, await self._deployments(key, headers))
+        fits = [row for row in found if wire.does(row, config)]
+        if fits:
+            return str(fits[0]["AssignmentID"])
+        await self._take_away(found, headers)
         application = await self._by_model(model_name, headers)
         collection = await self._collection(assignment.target, headers)
         available = self._settings.purpose == "available" and config == wire.INSTALL
@@ -229,7 +236,7 @@ class Sccm(AbsentParts):
         found = await self._every(DEPLOYMENTS, wire.where(AssignmentName=wire.MARKER + key), headers)
         return sorted(found, key=lambda row: int(row["AssignmentID"]))
 
-    async def _by_model(self, model_name: str, headers: Headers) -> Json:
+    async def _by_model(self, model_name: str, headers: Headers | None = None) -> Json:
         found = await self._every(APPLICATIONS, wire.where(ModelName=model_name, IsLatest=True), headers)
         if not found:
             raise NotThere(f"the application {model_name} is gone", service=SERVICE, status=404)
@@ -263,7 +270,10 @@ class Sccm(AbsentParts):
         await self._withdraw(assignment.key_of(Action.ASSIGN), effect_headers(assignment))
 
     async def _withdraw(self, key: str, headers: Headers) -> None:
-        for found in await self._deployments(key, headers):
+        await self._take_away(await self._deployments(key, headers), headers)
+
+    async def _take_away(self, deployments: Sequence[Json], headers: Headers) -> None:
+        for found in deployments:
             await self._service.delete(f"/wmi/{DEPLOYMENTS}({found['AssignmentID']})", headers=headers)
 
     async def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
@@ -314,12 +324,19 @@ class Sccm(AbsentParts):
         removes = await self._deployments(assignment.key_of(Action.REMOVE), headers)
         if action is Action.UNASSIGN:
             return Verified(holds=not installs and not removes)
+        if action is Action.ASSIGN and not assignment.is_first_turn:
+            installs = [row for row in wire.on(assignment.target, installs) if wire.does(row, wire.INSTALL)]
         made = installs if action is Action.ASSIGN else removes
         back = action is Action.ASSIGN or assignment.previous_id is None or await self._offered(assignment)
         undone = action is Action.ASSIGN or not installs
         number = str(made[0]["AssignmentID"]) if made else None
         return Verified(holds=bool(made and back and undone), external_id=number)
 
-
-def _return_key(assignment: Assignment) -> str:
-    return f"{assignment.key}/return"
+    async def observe(self, assignment: Assignment) -> Observed:
+        """The application, which may be gone, and what we deploy of it to any collection."""
+        ours = wire.begins("AssignmentName", f"{wire.MARKER}{assignment.app.marker}/")
+        try:
+            application = await self._by_model(assignment.external_id)
+        except NotThere:
+            return Observed(assigned=False)
+        return wire.observed(application, await self._every(DEPLOYMENTS, ours), assignment)

@@ -10,7 +10,16 @@ from datetime import datetime, timedelta
 
 import httpx
 
-from app.connectors.contract import Action, App, DeviceReport, InstallState, Member
+from app.connectors.contract import (
+    Action,
+    App,
+    Assignment,
+    DeviceReport,
+    InstallState,
+    Member,
+    Observed,
+    Target,
+)
 from app.connectors.packages import ApplicationPackage
 from app.connectors.rest import Json, package_of
 
@@ -61,6 +70,11 @@ def where(**equal: str | int) -> str:
     return " and ".join(f"{name} eq {_value(value)}" for name, value in equal.items())
 
 
+def begins(name: str, value: str) -> str:
+    """A filter by how a text begins."""
+    return f"startswith({name},{literal(value)}) eq true"
+
+
 def _value(value: str | int) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -95,6 +109,28 @@ def assignment_body(
         "SourceSite": site,
     }
     return body if offer == AVAILABLE else {**body, "EnforcementDeadline": _instant(now + GRACE)}
+
+
+def on(target: Target, deployments: Iterable[Json]) -> list[Json]:
+    """Those to a target's collection."""
+    return [row for row in deployments if row.get("TargetCollectionID") == target.ref]
+
+
+def does(deployment: Json, config: int) -> bool:
+    """Whether a deployment asks for that, and is not switched off."""
+    return deployment.get("Enabled") is not False and deployment.get("DesiredConfigType") == config
+
+
+def observed(application: Json, deployments: Iterable[Json], given: Assignment) -> Observed:
+    """What our deployments of the application, on all rings, make of what was decided."""
+    installs = [
+        (row["AssignmentName"], row["TargetCollectionID"])
+        for row in deployments
+        if does(row, INSTALL) and row["AssignmentName"].split("/")[3:] == [Action.ASSIGN]
+    ]
+    assigned = (MARKER + given.first_key, given.target.ref) in installs
+    others = {collection for _, collection in installs} - {given.target.ref}
+    return Observed(assigned, application.get("SoftwareVersion"), tuple(sorted(others)))
 
 
 def _instant(at: datetime) -> str:
