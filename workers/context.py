@@ -59,7 +59,7 @@ class Job:
         """
         async with self.runtime.transaction() as session:
             yield session
-            await leases.hold(session, self.claimed)
+            await leases.hold_alive(session, self.claimed)
 
     def out_of_time(self) -> bool:
         """Whether the soft limit is reached: keep what there is and answer ``Again``."""

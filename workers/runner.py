@@ -240,6 +240,7 @@ class Run:
             await asyncio.wait({work}, timeout=self.limits.grace)
         if not work.done():
             log.error("job_ignores_cancellation", reason=self._stopped.result())
+            await self._accuse()
             if self._stopped.result() is Stop.LOST:
                 return Stop.LOST
             await asyncio.wait({work})
@@ -250,6 +251,14 @@ class Run:
         if self._stopped.done():
             return self._stopped.result()
         return self._judge(RuntimeError("the job was cancelled from inside"))
+
+    async def _accuse(self) -> None:
+        """The watchdog will end this process because of the job: nobody is to take it for a bystander."""
+        try:
+            async with self.runtime.autocommit(guarded=False) as connection:
+                await leases.accuse(connection, self.claimed)
+        except Exception as error:  # noqa: BLE001 - the process ends either way
+            log.warning("not_accused", error=repr(error))
 
     async def _keep_lease(self) -> None:
         wait = self.limits.heartbeat

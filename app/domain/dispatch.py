@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.operations import (
@@ -25,6 +25,9 @@ from app.domain.operations import (
 )
 from app.models import Operation, OperationStatus
 
+BYSTANDER = 10
+"""How often work may lose its worker without an attempt being spent on it."""
+MOST_ATTEMPTS = max(rules.max_attempts for rules in KINDS.values()) + BYSTANDER
 WORKER_LOST = Failure("transient", "worker_lost", "its worker disappeared and no attempt is left")
 OUT_OF_TIME = Failure("transient", "deadline", "the deadline passed before it could be finished")
 
@@ -78,10 +81,15 @@ async def undispatch(session: AsyncSession, operation_ids: Sequence[UUID] | None
 
 
 async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
-    """Queue again what a silent worker held, if attempts are left; how many."""
+    """Queue again what a silent worker held, if attempts are left; how many.
+
+    Work that dies with its worker before it has written anything may be what killed it: it has its attempts
+    and no more. Work that had lived was a bystander, most likely: it is given another attempt in place of the
+    lost one, ``BYSTANDER`` times at most.
+    """
     abandoned = (
         select(Operation.id)
-        .where(_abandoned(), Operation.attempt < Operation.max_attempts, ~Operation.cancel_requested)
+        .where(_abandoned(), ~_spent(), ~Operation.cancel_requested)
         .limit(limit)
         .with_for_update(skip_locked=True, key_share=True)
     )
@@ -90,6 +98,7 @@ async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
         .where(Operation.id.in_(abandoned.scalar_subquery()))
         .values(
             status=OperationStatus.QUEUED,
+            max_attempts=Operation.max_attempts + case((_is_bystander(), 1), else_=0),
             lease_owner=null(),
             lease_until=null(),
             dispatched_at=null(),
@@ -109,8 +118,16 @@ def _abandoned() -> ColumnElement[bool]:
     return and_(Operation.status == OperationStatus.RUNNING, Operation.lease_until < func.now())
 
 
+def _is_bystander() -> ColumnElement[bool]:
+    return and_(Operation.lived, Operation.max_attempts < MOST_ATTEMPTS)
+
+
+def _spent() -> ColumnElement[bool]:
+    return and_(Operation.attempt >= Operation.max_attempts, ~_is_bystander())
+
+
 def _hopeless() -> ColumnElement[bool]:
-    spent = or_(Operation.attempt >= Operation.max_attempts, Operation.cancel_requested)
+    spent = or_(_spent(), Operation.cancel_requested)
     late = and_(Operation.status.in_(OPEN), Operation.deadline < func.now())
     return or_(and_(_abandoned(), spent), late)
 

@@ -68,6 +68,7 @@ CLAIM = (
     text("""
     UPDATE operations
     SET status = 'RUNNING', attempt = attempt + 1, fence = fence + 1, version = version + 1, nudged = false,
+        lived = false,
         lease_owner = :owner, lease_until = clock_timestamp() + :lease,
         started_at = coalesce(started_at, clock_timestamp())
     WHERE id = :id AND status IN ('QUEUED', 'WAITING') AND run_after <= clock_timestamp()
@@ -91,6 +92,7 @@ SUCCEED = text(
     """
 ).bindparams(bindparam("result", type_=JSONB(none_as_null=True)))
 """Each operation passes these four, so they are written once: building them costs more than running them."""
+ACCUSE = text("UPDATE operations SET lived = false WHERE id = :id AND fence = :fence AND status = 'RUNNING'")
 
 Connection = AsyncSession | AsyncConnection
 
@@ -163,6 +165,19 @@ async def hold(session: AsyncSession, claimed: Claimed) -> Operation:
     if operation is None:
         raise _lost(claimed)
     return operation
+
+
+async def hold_alive(session: AsyncSession, claimed: Claimed) -> None:
+    """``hold``, for what a run writes on its way: its first write is remembered with the operation."""
+    operation = await hold(session, claimed)
+    if not operation.lived:
+        operation.lived = True
+        await session.flush()
+
+
+async def accuse(connection: Connection, claimed: Claimed) -> None:
+    """The run is about to cost its worker the life: that was its own doing, whatever it wrote before."""
+    await connection.execute(ACCUSE, _proof(claimed))
 
 
 async def _hold_with_deployment(session: AsyncSession, claimed: Claimed) -> Operation:
@@ -248,8 +263,10 @@ async def again(
     if operation.cancel_requested:
         operation = await end(session, operation, OperationStatus.CANCELLED, failure=None, ended=ended)
     else:
+        rules = KINDS[claimed.kind]
         values: dict[str, Any] = {"attempt": 0, "deferrals": 0, "run_after": after(delay), "error": null()}
-        lifetime = KINDS[claimed.kind].deadline
+        values["max_attempts"] = rules.max_attempts
+        lifetime = rules.deadline
         if parked and operation.nudged:
             values["run_after"] = after(timedelta(0))
         if parked and lifetime is not None:

@@ -335,15 +335,16 @@ async def revive(
     operation = await lock(session, operation_id, version=version)
     if operation.status not in REVIVABLE:
         raise IllegalTransition(f"operation {operation_id} is {operation.status}, not FAILED or CANCELLED")
-    lifetime = KINDS[OperationKind(operation.kind)].deadline
+    rules = KINDS[OperationKind(operation.kind)]
     operation = await leave(
         session,
         operation,
         OperationStatus.QUEUED,
         attempt=0,
+        max_attempts=rules.max_attempts,
         deferrals=0,
         run_after=after(timedelta(0)),
-        deadline=null() if lifetime is None else after(lifetime),
+        deadline=null() if rules.deadline is None else after(rules.deadline),
         finished_at=null(),
         error=null(),
     )

@@ -38,7 +38,8 @@ class Operation(Base):
 
     ``fence`` rises at each claim and is never given back: every later write presents it. ``attempt`` rises at
     each claim and is returned by deferrals, checkpoints and shut-downs. All instants are of the database's
-    clock. ``nudged``: while it ran, something changed that it may have found in its way.
+    clock. ``nudged``: while it ran, something changed that it may have found in its way. ``lived``: the run
+    that was claimed last has written something, so it was no death of its own if its worker is lost.
     """
 
     __tablename__ = "operations"
@@ -93,6 +94,7 @@ class Operation(Base):
     deadline: Mapped[Instant | None]
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
     nudged: Mapped[bool] = mapped_column(server_default=text("false"))
+    lived: Mapped[bool] = mapped_column(server_default=text("false"))
     correlation_id: Mapped[UUID]
     error: Mapped[Json | None]
     result: Mapped[Json | None]

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
 from app.domain import dispatch, leases, operations
 from app.domain.operations import Subject
-from app.models import OperationStatus
+from app.models import Operation, OperationStatus
 from app.runtime import Runtime
 from tests.domain.operation_bench import (
     DEPLOY,
     OUTAGE,
+    REFUSED,
     SOON,
     Told,
     alter,
@@ -186,3 +187,70 @@ async def test_the_due_are_found_by_the_partial_index(runtime: Runtime) -> None:
     )
 
     assert "ix_operations_due" in "\n".join(plan)
+
+
+async def lose(runtime: Runtime, told: Told, operation_id: UUID, *, lived: bool) -> Operation:
+    """A worker takes the operation, writes something if it ``lived``, and is never heard of again."""
+    mine = await claimed(runtime, operation_id)
+    if lived:
+        await within(runtime, lambda session: leases.hold_alive(session, mine))
+    await alter(runtime, operation_id, "lease_until = clock_timestamp() - interval '1 second'")
+    await sweep(runtime, told)
+    return await row(runtime, operation_id)
+
+
+class TestLostWorkers:
+    """Twenty operations die with one worker, and one of them at most has killed it."""
+
+    async def test_work_that_dies_before_it_has_written_anything_has_four_lives(
+        self, runtime: Runtime, told: Told
+    ) -> None:
+        operation_id = await enqueue(runtime)
+
+        lives = [await lose(runtime, told, operation_id, lived=False) for _ in range(4)]
+
+        assert [life.status.value for life in lives] == ["QUEUED", "QUEUED", "QUEUED", "FAILED"]
+        assert (lives[-1].error or {})["code"] == "worker_lost"
+
+    async def test_a_bystander_gets_an_attempt_for_each_lost_one(self, runtime: Runtime, told: Told) -> None:
+        operation_id = await enqueue(runtime)
+
+        lives = [await lose(runtime, told, operation_id, lived=True) for _ in range(6)]
+
+        assert {life.status for life in lives} == {OperationStatus.QUEUED}
+        assert (lives[-1].attempt, lives[-1].max_attempts) == (6, 10)
+
+    async def test_nobody_is_a_bystander_for_ever(self, runtime: Runtime, told: Told) -> None:
+        operation_id, deaths = await enqueue(runtime), 0
+
+        while (await lose(runtime, told, operation_id, lived=True)).status is OperationStatus.QUEUED:
+            deaths += 1
+
+        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 14
+
+    async def test_an_accused_run_is_no_bystander(self, runtime: Runtime, told: Told) -> None:
+        mine = await claimed(runtime)
+        await within(runtime, lambda session: leases.hold_alive(session, mine))
+        await within(runtime, lambda session: leases.accuse(session, mine))
+        await alter(runtime, mine.id, "lease_until = clock_timestamp() - interval '1 second'")
+
+        await sweep(runtime, told)
+
+        assert (await row(runtime, mine.id)).max_attempts == 4
+
+    @pytest.mark.parametrize("revived", [False, True], ids=["goes on", "is revived"])
+    async def test_who_goes_on_starts_from_nothing(
+        self, runtime: Runtime, told: Told, *, revived: bool
+    ) -> None:
+        operation_id = await enqueue(runtime)
+        await lose(runtime, told, operation_id, lived=True)
+        mine = await claimed(runtime, operation_id)
+
+        if revived:
+            await within(runtime, lambda s: leases.fail(s, mine, REFUSED, ended=told.ended))
+            await within(runtime, lambda s: operations.revive(s, operation_id, revived=told.ended))
+        else:
+            await within(runtime, lambda s: leases.again(s, mine, delay=SOON, ended=told.ended))
+
+        stored = await row(runtime, operation_id)
+        assert (stored.attempt, stored.max_attempts) == (0, 4)
