@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many rollouts at once while somebody pulls plugs: workers killed, Redis emptied, PostgreSQL crashed.
+
+What is pulled when follows from a seed and from how far the rollouts are; the sandboxes are the witness.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+from redis.asyncio import Redis
+
+from app import admin, examples
+from app.client import Json, Refused
+from app.database import database_url
+from app.settings import Settings
+from tests.installation import MADE_ONCE, World, open_world, processes_below
+
+PLANES = ("intune", "jamf", "landscape")
+OVER = {"COMPLETED", "ROLLED_BACK", "FAILED", "CANCELLED", "REJECTED"}
+KILL_EVERY = 2.0
+EMPTIED_AT, CRASHED_AT = (0.25, 0.6), 0.4
+"""How much of all rollouts is over when Redis is emptied and PostgreSQL crashed."""
+EXAMPLE = {"intune": "firefox", "jamf": "jamf-firefox", "landscape": "landscape-example-editor"}
+AWAY = (Refused, httpx.TransportError, ValueError)
+"""What a caller of the API may see while PostgreSQL is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How big a storm is. ``devices`` are shared out over the planes, a tenth of them in LAB and CANARY."""
+
+    deployments: int
+    devices: int
+    workers: int = 3
+    seed: int = 1
+    within: float = 1200.0
+
+    def fleet(self) -> Json:
+        """One plane's fleet, in which nothing fails by itself."""
+        each = self.devices // len(PLANES)
+        lab, canary, pilot, department = each // 100 or 1, each // 20 or 2, each // 8 or 2, each // 4 or 2
+        sizes = {"LAB": lab, "CANARY": canary, "PILOT": pilot, "DEPARTMENT": department}
+        sizes["GLOBAL"] = each - sum(sizes.values())
+        return {ring: {"devices": size, "delay": [0.05, 0.4]} for ring, size in sizes.items()}
+
+    def target(self, number: int) -> str:
+        """Most go to CANARY, some to PILOT, one in fifty to everybody."""
+        if number % 50 == 0:
+            return "GLOBAL"
+        return "PILOT" if number % 10 == 0 else "CANARY"
+
+
+@dataclass(slots=True)
+class Weather:
+    """What was done to the installation, and when it was over."""
+
+    kills: int = 0
+    emptied: int = 0
+    crashes: int = 0
+    began: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+
+def intent(number: int, size: Size, packages: Path) -> Json:
+    """The intent of one rollout: one plane each in turn, every tenth over all three."""
+    example = "three-planes" if number % 10 == 5 else EXAMPLE[PLANES[number % len(PLANES)]]
+    body: Json = json.loads(examples.make(example, packages).read_text())
+    for package in [body["package"]] if "package" in body else body["packages"].values():
+        if package["kind"] == "deb":
+            package["name"] = f"storm-{number}"
+        if package["kind"] == "pkg":
+            package["bundle_id"] = f"com.example.storm-{number}"
+    return body | {"app_name": f"Storm {number}", "version": "1.0", "target_ring": size.target(number)}
+
+
+@asynccontextmanager
+async def open_storm(folder: Path, size: Size) -> AsyncIterator[World]:
+    """An installation with servers of its own, which outlive their crash, and a big quick fleet."""
+    async with open_world(Settings(), folder, workers=size.workers) as world:
+        for plane in PLANES:
+            await world.control(plane, "fleet", {"seed": size.seed, "rings": size.fleet()})
+        offered = {f"storm-{number}": "1.0" for number in range(size.deployments)}
+        await world.control("landscape", "archive", {"packages": offered})
+        yield world
+
+
+async def patiently(ask: Callable[[], Any]) -> Any:
+    """Ask again while the API is without its database."""
+    while True:
+        try:
+            return await ask()
+        except AWAY:
+            await asyncio.sleep(0.2)
+
+
+async def submit_all(world: World, size: Size) -> list[Json]:
+    """All intents, one after the other, each once whatever became of its answer."""
+    packages, submitted = world.folder / "packages", []
+    headers = {"Authorization": f"Bearer {world.installation.token}"}
+    async with httpx.AsyncClient(base_url=world.installation.url, headers=headers, trust_env=False) as http:
+        for number in range(size.deployments):
+            body = intent(number, size, packages)
+            submitted.append(await patiently(lambda: _post(http, number, body)))  # noqa: B023 - awaited at once
+    return submitted
+
+
+async def _post(http: httpx.AsyncClient, number: int, body: Json) -> Json:
+    key = {"Idempotency-Key": f"storm-{number}"}
+    answer = await http.post("/api/v1/deployments", json=body, headers=key, timeout=30)
+    if answer.status_code >= 500:
+        raise Refused(answer.status_code, answer.json())
+    accepted: Json = answer.raise_for_status().json()
+    return accepted
+
+
+def below(title: str) -> list[int]:
+    """The processes of the installation with such a title."""
+    return [pid for pid, found in processes_below(os.getpid()) if title in found]
+
+
+async def pull_plugs(world: World, size: Size, weather: Weather, over: Callable[[], float]) -> None:
+    """Kill a worker every two seconds; empty Redis and crash PostgreSQL as the rollouts come along."""
+    dice = random.Random(size.seed)
+    while True:
+        await asyncio.sleep(KILL_EVERY)
+        workers = sorted(below("eucora worker"))
+        if workers:
+            _kill(dice.choice(workers), signal.SIGKILL)
+            weather.kills += 1
+        if weather.emptied < len(EMPTIED_AT) and over() >= EMPTIED_AT[weather.emptied]:
+            await _empty_redis(world)
+            weather.emptied += 1
+        if weather.crashes == 0 and over() >= CRASHED_AT:
+            weather.crashes += crash_postgres()
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+async def _empty_redis(world: World) -> None:
+    url = world.installation.settings.redis_url
+    assert url is not None
+    async with Redis.from_url(url.get_secret_value()) as client:
+        await client.flushall()
+
+
+def crash_postgres() -> int:
+    """SIGKILL the postmaster: no session is ended in good order, the write-ahead log is replayed."""
+    masters = [pid for pid, title in processes_below(os.getpid()) if "/bin/postgres" in title]
+    for pid in masters[:1]:
+        _kill(pid, signal.SIGKILL)
+    return len(masters[:1])
+
+
+async def weather_it(world: World, size: Size) -> tuple[list[Json], Weather]:
+    """Submit everything, let it storm until all is over, and the weather that it was.
+
+    Raises:
+        TimeoutError: something was not over in time.
+    """
+    weather, ended = Weather(), 0.0
+    plugs = asyncio.create_task(pull_plugs(world, size, weather, lambda: ended))
+    try:
+        async with asyncio.timeout(size.within):
+            submitted = await submit_all(world, size)
+            while ended < 1:
+                if plugs.done():
+                    plugs.result()
+                await asyncio.sleep(1)
+                found = await patiently(lambda: world.client.every("/deployments"))
+                ended = sum(each["status"] in OVER for each in found) / len(submitted)
+                print(f"{time.monotonic() - weather.began:5.0f} s  {ended:4.0%}  {weather}")  # noqa: T201
+    finally:
+        plugs.cancel()
+    weather.seconds = time.monotonic() - weather.began
+    return await patiently(lambda: world.client.every("/deployments")), weather
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the planes' own counters and the ledger say of each other, once it is over."""
+
+    statuses: Counter[str]
+    devices: int
+    failed_devices: int
+    effects: int
+    unsettled: int
+    mutations: int
+    strangers: int
+    objects: int
+    unknown_objects: int
+    twice: int
+    operations: int
+    lost_runs: int
+    events: int
+    broken: int
+
+
+async def prove(world: World, deployments: Sequence[Json]) -> Proof:
+    """Count everything that could have gone wrong."""
+    effects = [effect for deployment in deployments for effect in await world.effects_of(deployment)]
+    keys = {effect["key"] for effect in effects}
+    mutations = [m for plane in PLANES for m in (await world.control(plane, "requests"))["mutations"]]
+    objects = [(plane, item) for plane in PLANES for item in await world.objects(plane)]
+    once = Counter(
+        (plane, item["type"], item["effect_key"])
+        for plane, item in objects
+        if item["type"] in MADE_ONCE[plane]
+    )
+    lanes = [lane for deployment in deployments for lane in deployment["lanes"]]
+    work, lost = await _work(world)
+    history = await admin.verify_history(world.installation.settings, None)
+    return Proof(
+        statuses=Counter(deployment["status"] for deployment in deployments),
+        devices=sum(lane["targeted"] for lane in lanes),
+        failed_devices=sum(lane["failure_count"] for lane in lanes),
+        effects=len(effects),
+        unsettled=sum(effect["state"] != "CONFIRMED" for effect in effects),
+        mutations=len(mutations),
+        strangers=sum(mutation["effect_key"] not in keys for mutation in mutations),
+        objects=len(objects),
+        unknown_objects=sum(item["effect_key"] not in keys for _, item in objects),
+        twice=sum(number > 1 for number in once.values()),
+        operations=work,
+        lost_runs=lost,
+        events=history.events,
+        broken=len(history.broken),
+    )
+
+
+async def _work(world: World) -> tuple[int, int]:
+    """How many operations there were, and how many runs of them were lost with their workers, at least."""
+    url = database_url(world.installation.settings).set(drivername="postgresql")
+    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+    try:
+        row = await connection.fetchrow(
+            "SELECT count(*) AS work, coalesce(sum(greatest(max_attempts - 4, attempt - 1)), 0) AS lost"
+            " FROM operations"
+        )
+    finally:
+        await connection.close()
+    return row["work"], row["lost"]
