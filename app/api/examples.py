@@ -129,7 +129,7 @@ PLANE: dict[str, Any] = {
     "base_url": "https://graph.microsoft.com/v1.0",
     "package_kinds": ["msi", "win32"],
     "target_kinds": ["group"],
-    "capabilities": ["cancel", "create", "marker", "remove", "return", "upload"],
+    "capabilities": ["cancel", "create", "marker", "observe", "remove", "return", "upload"],
     "limitations": [{"capability": "retry", "reason": "a device tries again by itself, at times of its own"}],
     "rate_limits": [
         {"requests": 100, "seconds": 20.0, "applies_to": "writes to applications by one client of a tenant"}

@@ -6,10 +6,12 @@ What is pulled when follows from a seed and from how far the rollouts are; the s
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,7 +24,7 @@ import asyncpg
 import httpx
 from redis.asyncio import Redis
 
-from app import admin, examples
+from app import admin, examples, supervisor
 from app.client import Json, Refused
 from app.database import database_url
 from app.settings import Settings
@@ -86,15 +88,58 @@ def intent(number: int, size: Size, packages: Path) -> Json:
     return body | {"app_name": f"Storm {number}", "version": "1.0", "target_ring": size.target(number)}
 
 
+class Crew:
+    """Workers under a keeper that starts another one as soon as one is dead."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._environment = os.environ | supervisor.environment(settings)
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._alive: list[asyncio.subprocess.Process] = []
+
+    @property
+    def pids(self) -> list[int]:
+        """The living ones, in the order in which they were started."""
+        return [process.pid for process in self._alive]
+
+    async def keep(self, size: int) -> None:
+        """Until cancelled; then all of them are stopped."""
+        keepers = [asyncio.create_task(self._keep_one()) for _ in range(size)]
+        try:
+            await asyncio.gather(*keepers)
+        finally:
+            for process in self._alive:
+                process.terminate()
+            await asyncio.gather(*(process.wait() for process in self._alive))
+
+    async def _keep_one(self) -> None:
+        command = (sys.executable, "-m", "app.cli", "worker")
+        while True:
+            with (self._folder / f"storm-worker-{next(self._numbers)}.log").open("wb") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *command, env=self._environment, stdout=log, stderr=log
+                )
+            self._alive.append(process)
+            await process.wait()
+            self._alive.remove(process)
+
+
 @asynccontextmanager
-async def open_storm(folder: Path, size: Size) -> AsyncIterator[World]:
+async def open_storm(folder: Path, size: Size) -> AsyncIterator[tuple[World, Crew]]:
     """An installation with servers of its own, which outlive their crash, and a big quick fleet."""
-    async with open_world(Settings(), folder, workers=size.workers) as world:
+    async with open_world(Settings(), folder, workers=0) as world:
         for plane in PLANES:
             await world.control(plane, "fleet", {"seed": size.seed, "rings": size.fleet()})
         offered = {f"storm-{number}": "1.0" for number in range(size.deployments)}
         await world.control("landscape", "archive", {"packages": offered})
-        yield world
+        crew = Crew(world.installation.settings, folder)
+        keeper = asyncio.create_task(crew.keep(size.workers))
+        try:
+            yield world, crew
+        finally:
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
 
 
 async def patiently(ask: Callable[[], Any]) -> Any:
@@ -126,19 +171,15 @@ async def _post(http: httpx.AsyncClient, number: int, body: Json) -> Json:
     return accepted
 
 
-def below(title: str) -> list[int]:
-    """The processes of the installation with such a title."""
-    return [pid for pid, found in processes_below(os.getpid()) if title in found]
-
-
-async def pull_plugs(world: World, size: Size, weather: Weather, over: Callable[[], float]) -> None:
+async def pull_plugs(
+    world: World, crew: Crew, size: Size, weather: Weather, over: Callable[[], float]
+) -> None:
     """Kill a worker every two seconds; empty Redis and crash PostgreSQL as the rollouts come along."""
     dice = random.Random(size.seed)
     while True:
         await asyncio.sleep(KILL_EVERY)
-        workers = sorted(below("eucora worker"))
-        if workers:
-            _kill(dice.choice(workers), signal.SIGKILL)
+        if crew.pids:
+            _kill(dice.choice(crew.pids), signal.SIGKILL)
             weather.kills += 1
         if weather.emptied < len(EMPTIED_AT) and over() >= EMPTIED_AT[weather.emptied]:
             await _empty_redis(world)
@@ -167,14 +208,14 @@ def crash_postgres() -> int:
     return len(masters[:1])
 
 
-async def weather_it(world: World, size: Size) -> tuple[list[Json], Weather]:
+async def weather_it(world: World, crew: Crew, size: Size) -> tuple[list[Json], Weather]:
     """Submit everything, let it storm until all is over, and the weather that it was.
 
     Raises:
         TimeoutError: something was not over in time.
     """
     weather, ended = Weather(), 0.0
-    plugs = asyncio.create_task(pull_plugs(world, size, weather, lambda: ended))
+    plugs = asyncio.create_task(pull_plugs(world, crew, size, weather, lambda: ended))
     try:
         async with asyncio.timeout(size.within):
             submitted = await submit_all(world, size)

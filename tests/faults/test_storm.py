@@ -20,8 +20,8 @@ SMALL = Size(deployments=6, devices=300, workers=2, within=120)
 
 
 async def storm(folder: Path, size: Size) -> tuple[Weather, Proof]:
-    async with open_storm(folder, size) as world:
-        deployments, weather = await weather_it(world, size)
+    async with open_storm(folder, size) as (world, crew):
+        deployments, weather = await weather_it(world, crew, size)
         proof = await prove(world, deployments)
         for failed in [each for each in deployments if each["status"] != "COMPLETED"]:
             print(failed["app_name"], await why(world, failed))  # noqa: T201

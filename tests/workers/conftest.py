@@ -170,6 +170,7 @@ class Workers:
 
     settings: Settings
     folder: Path
+    command: tuple[str, ...] = ("-m", "tests.workers.jobs")
     started: list[WorkerProcess] = field(default_factory=list)
 
     async def start(self, *, hard_limit: float | None = None, **settings: object) -> WorkerProcess:
@@ -181,6 +182,8 @@ class Workers:
             **os.environ,
             "EUCORA_DATABASE_URL": self.settings.database_url.get_secret_value(),
             "EUCORA_REDIS_URL": self.settings.redis_url.get_secret_value(),
+            "EUCORA_GATE_POLICY": self.settings.gate_policy,
+            **({"EUCORA_SANDBOX_URL": self.settings.sandbox_url} if self.settings.sandbox_url else {}),
             **{f"EUCORA_WORKER__{name.upper()}": str(value) for name, value in given.items()},
             "EUCORA_BREAKERS__JIRA__RESET_TIMEOUT": str(RESET_TIMEOUT),
             **({} if hard_limit is None else {"EUCORA_TEST_HARD_LIMIT": str(hard_limit)}),
@@ -188,7 +191,7 @@ class Workers:
         log = self.folder / f"worker-{len(self.started)}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.workers.jobs"),
+                *(sys.executable, *self.command),
                 cwd=ROOT,
                 env=environment,
                 stdout=output,

@@ -29,31 +29,33 @@ from tests.waiting import eventually
 from tests.workers.conftest import product_runner, run_once
 
 SCALE = 0.05
-PLANE = Plane.ANSIBLE
+EXAMPLES = {Plane.ANSIBLE: "ansible-example-agent", Plane.INTUNE: "firefox", Plane.JAMF: "jamf-firefox"}
 
 
 @dataclass(slots=True)
 class Rollout:
-    """A deployment to LAB on the sandbox's AWX, whose operations the test runs itself."""
+    """A deployment to LAB on one of the sandbox's planes, AWX by default; the test runs its operations."""
 
     runtime: Runtime
     http: httpx.AsyncClient
     id: UUID = field(default_factory=new_id)
+    plane: Plane = Plane.ANSIBLE
 
     async def fleet(self, **odds: float) -> None:
         rings = {"LAB": {"devices": 10, "delay": [0.0, 1.0], **odds}}
-        (await self.http.put(f"/{PLANE}/_sandbox/fleet", json={"rings": rings})).raise_for_status()
+        (await self.http.put(f"/{self.plane}/_sandbox/fleet", json={"rings": rings})).raise_for_status()
 
     async def submit(self, sandbox_url: str, **overrides: Any) -> None:
         targets = {
-            (PLANE, row["ring"]): KnownTarget(
+            (self.plane, row["ring"]): KnownTarget(
                 Target(TargetKind(row["kind"]), row["ref"]), row["device_count"]
             )
-            for row in await sandbox_targets(PLANE, sandbox_url)
+            for row in await sandbox_targets(self.plane, sandbox_url)
         }
-        body = json.loads((examples.folder() / "ansible-example-agent.json").read_text())
+        packages = self.runtime.settings.data_dir / "packages"
+        body = json.loads(examples.make(EXAMPLES[self.plane], packages).read_text())
         intent = make_intent(
-            packages={PLANE: PACKAGE.validate_python(body["package"])}, target_ring=Ring.LAB, **overrides
+            packages={self.plane: PACKAGE.validate_python(body["package"])}, target_ring=Ring.LAB, **overrides
         )
         around = Surroundings(targets, self.runtime.policy, MANIFESTS, {})
         plan = intents.plan(intent, around, correlation_id=new_id())
@@ -88,11 +90,13 @@ class Rollout:
     async def ledger(self) -> dict[str, str]:
         async with self.runtime.transaction() as session:
             rows, _ = await effects.page(session, self.id, after=None, limit=50)
-        return {row.key.partition(f"/{PLANE}/")[2]: row.state.value for row in rows}
+        return {row.key.partition(f"/{self.plane}/")[2]: row.state.value for row in rows}
 
 
 @asynccontextmanager
-async def opened(settings: Settings, stage: Stage, **given: Any) -> AsyncIterator[Rollout]:
+async def opened(
+    settings: Settings, stage: Stage, *, plane: Plane = Plane.ANSIBLE, **given: Any
+) -> AsyncIterator[Rollout]:
     """A rollout that is yet to be submitted, with a small fleet; ``given``: other settings."""
     app = create_app(scale=SCALE, clock=time.time)
     async with app.router.lifespan_context(app):
@@ -102,7 +106,7 @@ async def opened(settings: Settings, stage: Stage, **given: Any) -> AsyncIterato
             open_runtime(own, process="test") as runtime,
             httpx.AsyncClient(base_url=stage.url, trust_env=False) as http,
         ):
-            made = Rollout(runtime, http)
+            made = Rollout(runtime, http, plane=plane)
             await made.fleet()
             yield made
         stage.app = None

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker is killed at every point between write, send, answer and commit of every change of a plane."""
+
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url
+
+from app.connectors.contract import Plane
+from app.domain import dispatch, operations, rollback
+from app.domain.operations import OperationKind
+from app.models import DeploymentStatus
+from app.settings import Settings
+from tests.faults.dying import Point, place_to_die
+from tests.installation import MADE_ONCE
+from tests.sandbox.stage import Stage
+from tests.waiting import eventually
+from tests.workers.conftest import Workers, product_runner, run_once
+from tests.workers.rollouts import Rollout, opened
+
+PRODUCT = ("-m", "app.cli", "worker")
+OVER = {DeploymentStatus.COMPLETED, DeploymentStatus.ROLLED_BACK, DeploymentStatus.FAILED}
+SHORT = {("assign", point) for point in Point} | {("publish", Point.BEFORE_ANSWER)}
+"""What is broken in every run of the tests; the rest with ``--faults`` only."""
+CASES = [
+    pytest.param(action, point, marks=[] if (action, point) in SHORT else [pytest.mark.long])
+    for action in ("publish", "upload", "assign", "remove")
+    for point in Point
+]
+
+
+@pytest.fixture
+def own(settings: Settings, tmp_path: Path) -> Settings:
+    """An installation of the test's own."""
+    return settings.model_copy(update={"data_dir": tmp_path})
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection past the product."""
+    assert settings.database_url is not None
+    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
+    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+    yield connection
+    await connection.close()
+
+
+async def carried_on(rollout: Rollout) -> DeploymentStatus:
+    """Another worker's turn: take back what the dead one held, run what is due."""
+    runtime = rollout.runtime
+    async with runtime.transaction() as session:
+        await dispatch.reclaim(session)
+        work = await operations.find(session, limit=50, deployment_id=rollout.id)
+    for operation in work:
+        if operation.status in operations.OPEN:
+            await run_once(product_runner(runtime), operation.id)
+    return (await rollout.whole()).status
+
+
+async def finished(rollout: Rollout) -> DeploymentStatus:
+    return await eventually(
+        lambda: carried_on(rollout), until=lambda status: status in OVER, within=40, every=0.1
+    )
+
+
+async def made_once(rollout: Rollout) -> None:
+    """What the plane's own counters say: no change without a key of the ledger, and none made twice."""
+
+    async def control(what: str) -> Any:
+        return (await rollout.http.get(f"/{rollout.plane}/_sandbox/{what}")).raise_for_status().json()
+
+    keys = {f"{rollout.id}/{rollout.plane}/{key}" for key in await rollout.ledger()}
+    mutations, objects = (await control("requests"))["mutations"], await control("objects")
+    assert {each["effect_key"] for each in mutations} <= keys
+    once = Counter(
+        (each["method"], each["path"], each["effect_key"])
+        for each in mutations
+        if each["applied"] and not each["effect_key"].endswith("/upload")
+    )
+    assert set(once.values()) == {1}, once
+    things = Counter(
+        (each["type"], each["effect_key"]) for each in objects if each["type"] in MADE_ONCE[rollout.plane]
+    )
+    assert set(things.values()) == {1}, things
+
+
+@pytest.mark.parametrize(("action", "point"), CASES)
+async def test_a_worker_killed_there_leaves_one_effect(
+    own: Settings, stage: Stage, database: asyncpg.Connection, action: str, point: Point
+) -> None:
+    async with opened(own, stage, plane=Plane.INTUNE) as rollout:
+        await rollout.submit(stage.url)
+        if action == "remove":
+            await rollout.run(OperationKind.DEPLOY_TO_CONNECTOR)
+            await rollout.order(rollback.begin)
+        async with place_to_die(point, action, database=database, plane_url=stage.url) as (url, place):
+            through = own.model_copy(update={"sandbox_url": url})
+            workers = Workers(through, own.data_dir, command=PRODUCT)
+            worker = await workers.start(lease=1.5, heartbeat=0.4)
+            await place.reached()
+            worker.send(signal.SIGKILL)
+            await worker.exited(within=5)
+            await place.leave()
+
+            expected = DeploymentStatus.ROLLED_BACK if action == "remove" else DeploymentStatus.COMPLETED
+            assert await finished(rollout) is expected
+        await made_once(rollout)
