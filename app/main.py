@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from socket import socket
 from typing import Any
 
@@ -38,7 +39,8 @@ from app.api.middleware import Edge
 from app.api.openapi import DESCRIPTION, TAGS, document
 from app.api.problems import HANDLERS
 from app.api.reference import add_reference
-from app.runtime import check_settings, keep_policy, open_runtime, restore_orders
+from app.clock import SharedClock, begun
+from app.runtime import check_settings, database_time, keep_policy, open_runtime, restore_orders
 from app.settings import Settings
 
 VERSION = "0.1.0"
@@ -82,18 +84,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_runtime(settings, process="api") as runtime:
+        clock, known = SharedClock(), asyncio.Event()
+        async with open_runtime(settings, process="api", clock=clock) as runtime:
             app.state.service = service = Service(runtime)
+            timing = asyncio.create_task(clock.keep(partial(database_time, runtime), known=known))
             restoring = asyncio.create_task(restore_orders(runtime))
             keeping = asyncio.create_task(keep_policy(runtime))
             await asyncio.wait({keeping}, timeout=STARTING)
             if keeping.done():
                 keeping.result()  # a policy that must not be in force ends the process
+            await begun(known)
             try:
                 yield
             finally:
-                restoring.cancel()
-                keeping.cancel()
+                for task in (timing, restoring, keeping):
+                    task.cancel()
                 await service.streams.close()
 
     app = ControlPlane(

@@ -5,20 +5,21 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 
 import asyncpg
 from arq.connections import ArqRedis
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from app import telemetry
+from app.clock import Clock, system_clock
 from app.connectors import catalogue
 from app.connectors.contract import Connector, Plane
 from app.connectors.services import Services
@@ -38,14 +39,8 @@ from app.resilience.registry import in_use
 from app.resilience.status import DEFAULT_POLICY, DEFAULTS, StandingOrder
 from app.settings import Settings
 
-Clock = Callable[[], datetime]
 RESTORE_AGAIN = 5.0
 log = telemetry.logger(__name__)
-
-
-def system_clock() -> datetime:
-    """The present, aware UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +157,13 @@ async def restore_orders(runtime: Runtime) -> None:
             await asyncio.sleep(RESTORE_AGAIN)
         else:
             return
+
+
+async def database_time(runtime: Runtime) -> datetime:
+    """The present by the database."""
+    async with runtime.autocommit() as connection:
+        told: datetime = (await connection.execute(text("SELECT clock_timestamp()"))).scalar_one()
+    return told
 
 
 async def keep_policy(runtime: Runtime) -> None:

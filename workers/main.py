@@ -15,9 +15,10 @@ import uvloop
 from redis.exceptions import RedisError
 
 from app import telemetry
+from app.clock import Clock, SharedClock, begun, system_clock
 from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
-from app.runtime import open_runtime, restore_orders
+from app.runtime import database_time, open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
 from workers import deployments, effects, housekeeping, planes, reconciliation, schedules, steering, sweeper
 from workers.context import JobFunction
@@ -54,12 +55,16 @@ def run_worker(
     settings: Settings,
     jobs: Mapping[OperationKind, JobFunction] = JOBS,
     kinds: Mapping[OperationKind, Kind] = KINDS,
+    wall: Clock = system_clock,
 ) -> None:
-    """Work until SIGTERM or SIGINT; returns when everything held is finished or given back."""
+    """Work until SIGTERM or SIGINT; returns when everything held is finished or given back.
+
+    ``wall`` is the machine's clock, believed until the database has told the time.
+    """
     telemetry.setup(process="worker", level=settings.log_level)
     # Around the loop, which waits at its end for work that is deaf to being cancelled.
     with Watchdog(overrun=settings.worker.overrun) as watchdog, exposition(settings.worker) as metrics:
-        uvloop.run(main(settings, jobs, kinds, watchdog, metrics))
+        uvloop.run(main(settings, jobs, kinds, watchdog, metrics=metrics, wall=wall))
 
 
 async def main(
@@ -67,15 +72,21 @@ async def main(
     jobs: Mapping[OperationKind, JobFunction],
     kinds: Mapping[OperationKind, Kind],
     watchdog: Watchdog,
+    *,
     metrics: str,
+    wall: Clock = system_clock,
 ) -> None:
     """One worker process from start to stop."""
+    clock, known = SharedClock(wall), asyncio.Event()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_runtime(settings, process="worker") as runtime:
+    async with open_runtime(settings, process="worker", clock=clock) as runtime:
         runner = Runner(runtime, jobs, ended=outcomes.operation_ended, watchdog=watchdog, kinds=kinds)
+        timing = asyncio.create_task(clock.keep(partial(database_time, runtime), known=known))
+        await begun(known)
         await work(runner, stop, metrics=metrics)
+        await end(timing)
 
 
 async def work(runner: Runner, stop: asyncio.Event, *, metrics: str) -> None:

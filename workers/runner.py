@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
+from app.clock import awake
 from app.domain import leases
 from app.domain.leases import Beat, Claimed
 from app.domain.operations import KINDS, Ended, Failure, Kind, OperationKind
@@ -49,11 +50,6 @@ class Stop(StrEnum):
 
 
 Ending = Outcome | Verdict | Stop
-
-
-def awake() -> float:
-    """Seconds of a clock that goes on also while the machine sleeps, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def owner_name() -> str:
