@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Interval, and_, case, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.operations import (
@@ -25,8 +25,9 @@ from app.domain.operations import (
 )
 from app.models import Operation, OperationStatus
 
-BYSTANDER = 10
-"""How often work may lose its worker without an attempt being spent on it."""
+BYSTANDER, UNLUCKY, LONGEST = 20, 3, 30
+"""How often work may lose its worker without an attempt being spent on it; how often without having to wait;
+and how many seconds it waits then at most."""
 MOST_ATTEMPTS = max(rules.max_attempts for rules in KINDS.values()) + BYSTANDER
 WORKER_LOST = Failure("transient", "worker_lost", "its worker disappeared and no attempt is left")
 OUT_OF_TIME = Failure("transient", "deadline", "the deadline passed before it could be finished")
@@ -85,7 +86,8 @@ async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
 
     Work that dies with its worker before it has written anything may be what killed it: it has its attempts
     and no more. Work that had lived was a bystander, most likely: it is given another attempt in place of the
-    lost one, ``BYSTANDER`` times at most.
+    lost one, ``BYSTANDER`` times at most, and from the fourth time on it waits longer each time: what kills
+    its worker late does not do so all the time, and what was only unlucky comes into other company.
     """
     abandoned = (
         select(Operation.id)
@@ -102,7 +104,7 @@ async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
             lease_owner=null(),
             lease_until=null(),
             dispatched_at=null(),
-            run_after=func.clock_timestamp(),
+            run_after=func.clock_timestamp() + _patience(),
             version=Operation.version + 1,
         )
         .returning(Operation.id)
@@ -120,6 +122,13 @@ def _abandoned() -> ColumnElement[bool]:
 
 def _is_bystander() -> ColumnElement[bool]:
     return and_(Operation.lived, Operation.max_attempts < MOST_ATTEMPTS)
+
+
+def _patience() -> ColumnElement[timedelta]:
+    """Nothing for the first losses, then twice as long each time."""
+    losses = Operation.max_attempts - min(rules.max_attempts for rules in KINDS.values()) - UNLUCKY
+    seconds = case((losses >= 0, func.least(func.power(2, losses), LONGEST)), else_=0)
+    return func.make_interval(0, 0, 0, 0, 0, 0, seconds, type_=Interval())
 
 
 def _spent() -> ColumnElement[bool]:

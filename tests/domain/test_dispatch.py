@@ -191,6 +191,7 @@ async def test_the_due_are_found_by_the_partial_index(runtime: Runtime) -> None:
 
 async def lose(runtime: Runtime, told: Told, operation_id: UUID, *, lived: bool) -> Operation:
     """A worker takes the operation, writes something if it ``lived``, and is never heard of again."""
+    await alter(runtime, operation_id, "run_after = clock_timestamp()")
     mine = await claimed(runtime, operation_id)
     if lived:
         await within(runtime, lambda session: leases.hold_alive(session, mine))
@@ -226,7 +227,16 @@ class TestLostWorkers:
         while (await lose(runtime, told, operation_id, lived=True)).status is OperationStatus.QUEUED:
             deaths += 1
 
-        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 14
+        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 24
+
+    async def test_the_unlucky_wait_longer_each_time(self, runtime: Runtime, told: Told) -> None:
+        operation_id, waits = await enqueue(runtime), list[int]()
+
+        for _ in range(10):
+            await lose(runtime, told, operation_id, lived=True)
+            waits.append(round(await seconds_until(runtime, operation_id)))
+
+        assert waits == [0, 0, 0, 1, 2, 4, 8, 16, 30, 30]
 
     async def test_an_accused_run_is_no_bystander(self, runtime: Runtime, told: Told) -> None:
         mine = await claimed(runtime)
@@ -244,6 +254,7 @@ class TestLostWorkers:
     ) -> None:
         operation_id = await enqueue(runtime)
         await lose(runtime, told, operation_id, lived=True)
+        await alter(runtime, operation_id, "run_after = clock_timestamp()")
         mine = await claimed(runtime, operation_id)
 
         if revived:
