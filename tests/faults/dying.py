@@ -60,7 +60,8 @@ class Holding(Wire):
         while piece := await reader.read(65536):
             wanted = piece.startswith(MUTATING) and self._marker in piece.lower()
             if wanted and not self._answer:
-                return await self._hold()
+                await self._hold()
+                return
             asked[0] = b"armed" if wanted or asked[0] == b"armed" else piece
             writer.write(piece)
             await writer.drain()

@@ -46,9 +46,9 @@ class Size:
 
     deployments: int
     devices: int
-    workers: int = 3
+    workers: int = 8
     seed: int = 1
-    within: float = 1200.0
+    within: float = 1500.0
 
     def fleet(self) -> Json:
         """One plane's fleet, in which nothing fails by itself."""

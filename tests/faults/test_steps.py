@@ -3,13 +3,10 @@
 
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
 
 from app.connectors.contract import Plane
 from app.domain import dispatch, operations, rollback
@@ -32,22 +29,6 @@ CASES = [
     for action in ("publish", "upload", "assign", "remove")
     for point in Point
 ]
-
-
-@pytest.fixture
-def own(settings: Settings, tmp_path: Path) -> Settings:
-    """An installation of the test's own."""
-    return settings.model_copy(update={"data_dir": tmp_path})
-
-
-@pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection past the product."""
-    assert settings.database_url is not None
-    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
-    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-    yield connection
-    await connection.close()
 
 
 async def carried_on(rollout: Rollout) -> DeploymentStatus:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is broken here: workers with the tests' own jobs, workers of the product, and their servers."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from sqlalchemy import make_url
+
+from app.embedded import Server, embedded_valkey
+from app.settings import Settings
+from tests.servers import scratch_data_folder
+from tests.workers.conftest import Bench, Workers, bench, workers
+
+__all__ = ["Bench", "Workers", "bench", "workers"]
+
+
+@pytest.fixture
+def own(settings: Settings, tmp_path: Path) -> Settings:
+    """An installation of the test's own."""
+    return settings.model_copy(update={"data_dir": tmp_path})
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection past the product."""
+    assert settings.database_url is not None
+    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
+    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def valkey() -> AsyncIterator[Server]:
+    """A Valkey of the test's own, to be broken."""
+    with scratch_data_folder() as place:
+        async with embedded_valkey(place, report=print, durable=False) as server:
+            yield server
+
+
+@pytest.fixture
+async def redis(valkey: Server) -> AsyncIterator["Redis"]:
+    """Its administrator."""
+    async with Redis.from_url(valkey.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def crew(settings: Settings, valkey: Server, tmp_path: Path) -> AsyncIterator[Workers]:
+    """Workers on it."""
+    crew = Workers(settings.model_copy(update={"redis_url": SecretStr(valkey.url)}), tmp_path)
+    yield crew
+    await crew.stop()
