@@ -161,7 +161,7 @@ FAULTS: tuple[Fault, ...] = (
         "the answer to COMMIT is lost",
         "an intent is stored once; a worker does nothing twice",
         (
-            f"{POSTGRES}::test_a_worker_whose_commit_was_carried_out_unheard_does_nothing_twice",
+            "tests/faults/test_commits.py::test_a_worker_whose_commit_was_carried_out_unheard",
             "tests/test_runtime.py::",
         ),
     ),
