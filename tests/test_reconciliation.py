@@ -142,7 +142,6 @@ async def test_a_plane_that_says_yes_and_does_nothing_is_found_out_and_never_pro
     assert lanes[0]["success_count"] == 0
     assert await assigned(graph, await app_of(world, submitted)) == []
     assert "lane.promoted" not in await story_of(world, submitted)
-    await world.ended(submitted, into={"ROLLED_BACK", "FAILED"})
 
 
 async def test_schedules_run_each_tick_once_and_checkpoint_the_history(world: World) -> None:

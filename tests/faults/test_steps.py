@@ -22,7 +22,12 @@ from tests.workers.rollouts import Rollout, opened
 
 PRODUCT = ("-m", "app.cli", "worker")
 OVER = {DeploymentStatus.COMPLETED, DeploymentStatus.ROLLED_BACK, DeploymentStatus.FAILED}
-SHORT = {("assign", point) for point in Point} | {("publish", Point.BEFORE_ANSWER)}
+SHORT = {
+    ("publish", Point.BEFORE_ANSWER),
+    ("assign", Point.BEFORE_REQUEST),
+    ("assign", Point.BEFORE_CONFIRMED),
+    ("remove", Point.BEFORE_ANSWER),
+}
 """What is broken in every run of the tests; the rest with ``--faults`` only."""
 CASES = [
     pytest.param(action, point, marks=[] if (action, point) in SHORT else [pytest.mark.long])
