@@ -34,6 +34,8 @@ from workers.watchdog import Watchdog
 
 LAST_MOMENTS = 2.0
 """Seconds before the hard limit at which calls and statements end, so that the outcome can be written."""
+FIRST_BEAT = 0.5
+"""Seconds after which the first heartbeat shows that the work did not kill its process at once."""
 LEASE_TRUST = 0.9
 """Part of a lease after which, without a heartbeat that came through, the work stops by itself."""
 
@@ -257,7 +259,7 @@ class Run:
             log.warning("not_accused", error=repr(error))
 
     async def _keep_lease(self) -> None:
-        wait = self.limits.heartbeat
+        wait = min(FIRST_BEAT, self.limits.heartbeat)
         while True:
             await asyncio.sleep(wait)
             asked = awake()
@@ -281,7 +283,8 @@ class Run:
             asyncio.timeout(self.limits.heartbeat),
             self.runtime.autocommit(guarded=False) as connection,
         ):
-            return await leases.heartbeat(connection, self.claimed, lease=lease)
+            well = not self._stopped.done()
+            return await leases.heartbeat(connection, self.claimed, lease=lease, well=well)
 
     async def _record(self, ending: Ending) -> str:
         """Write the ending, trying for as long as the lease lasts; the word for it."""

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Interval, and_, case, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from app.domain.operations import (
     KINDS,
@@ -25,9 +26,11 @@ from app.domain.operations import (
 )
 from app.models import Operation, OperationStatus
 
-BYSTANDER, UNLUCKY, LONGEST = 20, 3, 30
-"""How often work may lose its worker without an attempt being spent on it; how often without having to wait;
-and how many seconds it waits then at most."""
+BYSTANDER, IN_COMPANY = 20, 8
+"""How often work may lose its worker and no attempt is spent: what had lived, what had company."""
+UNLUCKY, LONGEST = 3, 30
+"""How often what had lived does not have to wait, and how many seconds anybody waits at most."""
+FEWEST_ATTEMPTS = min(rules.max_attempts for rules in KINDS.values())
 MOST_ATTEMPTS = max(rules.max_attempts for rules in KINDS.values()) + BYSTANDER
 WORKER_LOST = Failure("transient", "worker_lost", "its worker disappeared and no attempt is left")
 OUT_OF_TIME = Failure("transient", "deadline", "the deadline passed before it could be finished")
@@ -84,10 +87,11 @@ async def undispatch(session: AsyncSession, operation_ids: Sequence[UUID] | None
 async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
     """Queue again what a silent worker held, if attempts are left; how many.
 
-    Work that dies with its worker before it has written anything may be what killed it: it has its attempts
-    and no more. Work that had lived was a bystander, most likely: it is given another attempt in place of the
-    lost one, ``BYSTANDER`` times at most, and from the fourth time on it waits longer each time: what kills
-    its worker late does not do so all the time, and what was only unlucky comes into other company.
+    A run that dies with its worker before it has lived may be what killed it: it has its attempts and no
+    more. One that had lived was a bystander, most likely, and of several that had not all but one were: they
+    are given another attempt in place of the lost one, ``BYSTANDER`` times at most, or ``IN_COMPANY`` times
+    where company is all that speaks for them. Then they wait, longer each time and not as long as each other:
+    what was only unlucky comes into other company, what kills its worker late does not do so all the time.
     """
     abandoned = (
         select(Operation.id)
@@ -101,6 +105,7 @@ async def reclaim(session: AsyncSession, *, limit: int = 500) -> int:
         .values(
             status=OperationStatus.QUEUED,
             max_attempts=Operation.max_attempts + case((_is_bystander(), 1), else_=0),
+            lost_with=case((Operation.lived, null()), else_=Operation.lease_owner),
             lease_owner=null(),
             lease_until=null(),
             dispatched_at=null(),
@@ -121,13 +126,28 @@ def _abandoned() -> ColumnElement[bool]:
 
 
 def _is_bystander() -> ColumnElement[bool]:
-    return and_(Operation.lived, Operation.max_attempts < MOST_ATTEMPTS)
+    in_company = and_(Operation.max_attempts < FEWEST_ATTEMPTS + IN_COMPANY, _had_company())
+    return or_(and_(Operation.lived, Operation.max_attempts < MOST_ATTEMPTS), in_company)
+
+
+def _had_company() -> ColumnElement[bool]:
+    """Whether other work that has not lived is lost with the same worker: leases end one after the other."""
+    other = aliased(Operation)
+    others = select(other.id).where(other.id != Operation.id).correlate(Operation)
+    still = others.where(other.status == OperationStatus.RUNNING, ~other.lived)
+    still = still.where(other.lease_owner == Operation.lease_owner)
+    return or_(still.exists(), others.where(other.lost_with == Operation.lease_owner).exists())
 
 
 def _patience() -> ColumnElement[timedelta]:
-    """Nothing for the first losses, then twice as long each time."""
-    losses = Operation.max_attempts - min(rules.max_attempts for rules in KINDS.values()) - UNLUCKY
-    seconds = case((losses >= 0, func.least(func.power(2, losses), LONGEST)), else_=0)
+    """Nothing for the first losses, then twice as long each time; half of it by chance, to part company.
+
+    What only company speaks for parts at once, so that next time it is seen who did it.
+    """
+    losses = Operation.max_attempts - FEWEST_ATTEMPTS
+    free = case((and_(~Operation.lived, _is_bystander()), 0), else_=UNLUCKY)
+    longest = case((losses >= free, func.least(func.power(2, losses - free), LONGEST)), else_=0)
+    seconds = longest * (1 - func.random() / 2)
     return func.make_interval(0, 0, 0, 0, 0, 0, seconds, type_=Interval())
 
 

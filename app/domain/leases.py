@@ -80,7 +80,7 @@ CLAIM = (
     .columns(args=JSONB, error=JSONB)
 )
 RENEW = text(
-    "UPDATE operations SET lease_until = clock_timestamp() + :lease"
+    "UPDATE operations SET lease_until = clock_timestamp() + :lease, lived = lived OR :well"
     " WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING cancel_requested"
 ).bindparams(bindparam("lease", type_=Interval()))
 SUCCEED = text(
@@ -92,7 +92,11 @@ SUCCEED = text(
     """
 ).bindparams(bindparam("result", type_=JSONB(none_as_null=True)))
 """Each operation passes these four, so they are written once: building them costs more than running them."""
-ACCUSE = text("UPDATE operations SET lived = false WHERE id = :id AND fence = :fence AND status = 'RUNNING'")
+ACCUSE = text(
+    "UPDATE operations SET lived = false, lease_owner = lease_owner || ' (accused)'"
+    " WHERE id = :id AND fence = :fence AND status = 'RUNNING' AND lease_owner NOT LIKE '% (accused)'"
+)
+"""It has no company any more, whoever is lost with it."""
 
 Connection = AsyncSession | AsyncConnection
 
@@ -140,9 +144,12 @@ def _proof(claimed: Claimed) -> dict[str, Any]:
     return {"id": claimed.id, "fence": claimed.fence}
 
 
-async def heartbeat(connection: Connection, claimed: Claimed, *, lease: timedelta) -> Beat:
-    """Prolong the lease; tells when it is lost or when the work is to be cancelled."""
-    return _beat(await connection.execute(RENEW, _proof(claimed) | {"lease": lease}))
+async def heartbeat(connection: Connection, claimed: Claimed, *, lease: timedelta, well: bool = True) -> Beat:
+    """Prolong the lease; tells when it is lost or when the work is to be cancelled.
+
+    ``well``: nobody has told the run to stop. Then it has lived: its process outlived the beginning.
+    """
+    return _beat(await connection.execute(RENEW, _proof(claimed) | {"lease": lease, "well": well}))
 
 
 def _beat(answer: Result[Any]) -> Beat:

@@ -39,7 +39,8 @@ class Operation(Base):
     ``fence`` rises at each claim and is never given back: every later write presents it. ``attempt`` rises at
     each claim and is returned by deferrals, checkpoints and shut-downs. All instants are of the database's
     clock. ``nudged``: while it ran, something changed that it may have found in its way. ``lived``: the run
-    that was claimed last has written something, so it was no death of its own if its worker is lost.
+    that was claimed last has written something, or a heartbeat, so it was no death of its own if its worker
+    is lost. ``lost_with``: the ``lease_owner`` with which it was lost last, not having lived.
     """
 
     __tablename__ = "operations"
@@ -59,6 +60,7 @@ class Operation(Base):
             postgresql_where=text("status IN ('QUEUED', 'WAITING')"),
         ),
         Index("ix_operations_leases", "lease_until", postgresql_where=text("status = 'RUNNING'")),
+        Index("ix_operations_lost_with", "lost_with", postgresql_where=text("lost_with IS NOT NULL")),
         Index("ix_operations_deadline", "deadline", postgresql_where=text("status IN ('QUEUED', 'WAITING')")),
         Index(
             "ix_operations_without_success",
@@ -95,6 +97,7 @@ class Operation(Base):
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
     nudged: Mapped[bool] = mapped_column(server_default=text("false"))
     lived: Mapped[bool] = mapped_column(server_default=text("false"))
+    lost_with: Mapped[str | None]
     correlation_id: Mapped[UUID]
     error: Mapped[Json | None]
     result: Mapped[Json | None]

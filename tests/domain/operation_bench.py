@@ -41,9 +41,9 @@ async def enqueue(runtime: Runtime, kind: OperationKind = DEPLOY, **values: Any)
     return await within(runtime, lambda session: operations.enqueue(session, kind, **values))
 
 
-async def claim(runtime: Runtime, operation_id: UUID) -> Claimed | None:
+async def claim(runtime: Runtime, operation_id: UUID, *, owner: str = "test") -> Claimed | None:
     return await within(
-        runtime, lambda session: leases.claim(session, operation_id, owner="test", lease=LEASE)
+        runtime, lambda session: leases.claim(session, operation_id, owner=owner, lease=LEASE)
     )
 
 

@@ -12,6 +12,7 @@ from app.models import Operation, OperationStatus
 from app.runtime import Runtime
 from tests.domain.operation_bench import (
     DEPLOY,
+    LEASE,
     OUTAGE,
     REFUSED,
     SOON,
@@ -200,6 +201,16 @@ async def lose(runtime: Runtime, told: Told, operation_id: UUID, *, lived: bool)
     return await row(runtime, operation_id)
 
 
+async def sink(runtime: Runtime, told: Told, owner: str, aboard: list[UUID]) -> None:
+    """One worker takes them all and is never heard of again; their leases end one after the other."""
+    for operation_id in aboard:
+        await alter(runtime, operation_id, "run_after = clock_timestamp()")
+        assert await claim(runtime, operation_id, owner=owner) is not None
+    for operation_id in aboard:
+        await alter(runtime, operation_id, "lease_until = clock_timestamp() - interval '1 second'")
+        await sweep(runtime, told)
+
+
 class TestLostWorkers:
     """Twenty operations die with one worker, and one of them at most has killed it."""
 
@@ -230,13 +241,80 @@ class TestLostWorkers:
         assert deaths + 1 == dispatch.MOST_ATTEMPTS == 24
 
     async def test_the_unlucky_wait_longer_each_time(self, runtime: Runtime, told: Told) -> None:
-        operation_id, waits = await enqueue(runtime), list[int]()
+        operation_id, waits = await enqueue(runtime), list[float]()
 
         for _ in range(10):
             await lose(runtime, told, operation_id, lived=True)
-            waits.append(round(await seconds_until(runtime, operation_id)))
+            waits.append(await seconds_until(runtime, operation_id))
 
-        assert waits == [0, 0, 0, 1, 2, 4, 8, 16, 30, 30]
+        longest = [0, 0, 0, 1, 2, 4, 8, 16, 30, 30]
+        assert all(most / 2 - 0.5 < wait <= most for wait, most in zip(waits, longest, strict=True)), waits
+
+    async def test_who_dies_in_company_is_not_to_blame_although_nothing_was_written(
+        self, runtime: Runtime, told: Told
+    ) -> None:
+        aboard = [await enqueue(runtime) for _ in range(3)]
+
+        for ship in ("first", "second", "third", "fourth"):
+            await sink(runtime, told, ship, aboard)
+
+        lost = [await row(runtime, operation_id) for operation_id in aboard]
+        assert [(each.status, each.attempt, each.max_attempts) for each in lost] == [
+            (OperationStatus.QUEUED, 4, 8)
+        ] * 3
+
+    async def test_who_has_always_died_in_company_is_looked_at_alone_after_a_while(
+        self, runtime: Runtime, told: Told
+    ) -> None:
+        aboard, deaths = [await enqueue(runtime) for _ in range(2)], 0
+
+        while (await row(runtime, aboard[0])).status is OperationStatus.QUEUED:
+            await sink(runtime, told, f"ship {deaths}", aboard)
+            deaths += 1
+
+        assert deaths == 4 + dispatch.IN_COMPANY == 12
+
+    async def test_company_parts_at_once(self, runtime: Runtime, told: Told) -> None:
+        aboard = [await enqueue(runtime) for _ in range(8)]
+
+        await sink(runtime, told, "ship", aboard)
+
+        waits = [await seconds_until(runtime, operation_id) for operation_id in aboard]
+        assert all(0 < wait <= 1 for wait in waits)
+        assert max(waits) - min(waits) > 0.01
+
+    async def test_the_only_run_that_had_not_lived_is_the_suspect(self, runtime: Runtime, told: Told) -> None:
+        aboard = [await claimed(runtime) for _ in range(3)]
+        for each in aboard[:2]:
+            await within(runtime, lambda session: leases.heartbeat(session, each, lease=LEASE))  # noqa: B023
+        for each in aboard:
+            await alter(runtime, each.id, "lease_until = clock_timestamp() - interval '1 second'")
+            await sweep(runtime, told)
+
+        assert [(await row(runtime, each.id)).max_attempts for each in aboard] == [5, 5, 4]
+
+    async def test_heartbeats_speak_for_nobody_who_was_told_to_stop(
+        self, runtime: Runtime, told: Told
+    ) -> None:
+        mine = await claimed(runtime)
+        await within(runtime, lambda session: leases.heartbeat(session, mine, lease=LEASE, well=False))
+        await alter(runtime, mine.id, "lease_until = clock_timestamp() - interval '1 second'")
+
+        await sweep(runtime, told)
+
+        assert (await row(runtime, mine.id)).max_attempts == 4
+
+    async def test_an_accused_run_is_no_bystander_in_whatever_company(
+        self, runtime: Runtime, told: Told
+    ) -> None:
+        mine, other = await claimed(runtime), await claimed(runtime)
+        await within(runtime, lambda session: leases.accuse(session, mine))
+        for lost in (mine, other):
+            await alter(runtime, lost.id, "lease_until = clock_timestamp() - interval '1 second'")
+
+        await sweep(runtime, told)
+
+        assert (await row(runtime, mine.id)).max_attempts == 4
 
     async def test_an_accused_run_is_no_bystander(self, runtime: Runtime, told: Told) -> None:
         mine = await claimed(runtime)

@@ -115,7 +115,7 @@ async def test_the_neighbours_of_a_job_that_blocks_run_once_more_elsewhere(
     worker = await workers.start(**(HASTY | {"hard_limit": 3.0}))
     neighbours = [await bench.enqueue("gated", gate=str(gate)) for _ in range(3)]
     for neighbour in neighbours:
-        await eventually(partial(bench.pids, neighbour), within=5)
+        await eventually(partial(bench.row, neighbour), until=lambda row: row.lived, within=5)
     poison = await bench.enqueue("blocks")
     await bench.alter(poison, "max_attempts = 1")
     await eventually(partial(bench.pids, poison), within=5)
