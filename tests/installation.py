@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole installation of real processes, for tests that tell stories: sandbox, API and workers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -137,18 +138,15 @@ class World:
 
 
 def processes_below(parent: int) -> list[tuple[int, str]]:
-    """Descendants of a process with their titles."""
-    children = [
-        int(pid)
-        for task in Path(f"/proc/{parent}/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    ]
-    found = []
-    for pid in children:
-        title = (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        )
-        found += [(pid, title), *processes_below(pid)]
+    """Descendants of a process with their titles; those that end meanwhile are left out."""
+    found: list[tuple[int, str]] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            for pid in map(int, (task / "children").read_text().split()):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                    found.append((pid, title.decode(errors="replace").strip()))
+                found += processes_below(pid)
     return found
 
 
