@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many rollouts at once while somebody pulls plugs: workers killed, Redis emptied, PostgreSQL crashed.
 
-What is pulled when follows from a seed and from how far the rollouts are; the sandboxes are the witness.
+Which worker is killed, and how far the rollouts are when a server goes, follows from a seed; the sandboxes
+are the witness.
 """
 
 import asyncio
@@ -27,14 +28,14 @@ from redis.asyncio import Redis
 from app import admin, examples, supervisor
 from app.client import Json, Refused
 from app.database import database_url
-from app.settings import Settings
-from tests.installation import MADE_ONCE, World, open_world, processes_below
+from app.embedded import postmaster
+from app.settings import BreakerSettings, Settings
+from tests.installation import MADE_ONCE, World, open_world
 
 PLANES = ("intune", "jamf", "landscape")
 OVER = {"COMPLETED", "ROLLED_BACK", "FAILED", "CANCELLED", "REJECTED"}
-KILL_EVERY = 2.0
-EMPTIED_AT, CRASHED_AT = (0.25, 0.6), 0.4
-"""How much of all rollouts is over when Redis is emptied and PostgreSQL crashed."""
+SHARES = (0.1, 0.8)
+"""Between these shares of all rollouts being over, Redis is emptied and PostgreSQL crashed."""
 EXAMPLE = {"intune": "firefox", "jamf": "jamf-firefox", "landscape": "landscape-example-editor"}
 AWAY = (Refused, httpx.TransportError, ValueError)
 """What a caller of the API may see while PostgreSQL is away."""
@@ -42,17 +43,22 @@ AWAY = (Refused, httpx.TransportError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How big a storm is. ``devices`` are shared out over the planes, a tenth of them in LAB and CANARY."""
+    """How big a storm is. ``devices`` are shared out over the planes, most of them in GLOBAL.
+
+    ``reset`` is the database's breaker's: seconds for which it is kept away from after its crash.
+    """
 
     deployments: int
     devices: int
     workers: int = 8
+    kill_every: float = 2.0
+    reset: float = 30.0
     seed: int = 1
     within: float = 1500.0
 
-    def fleet(self) -> Json:
-        """One plane's fleet, in which nothing fails by itself."""
-        each = self.devices // len(PLANES)
+    def fleet(self, place: int) -> Json:
+        """The fleet of one plane, by its place among them, in which nothing fails by itself."""
+        each = (self.devices + place) // len(PLANES)
         lab, canary, pilot, department = each // 100 or 1, each // 20 or 2, each // 8 or 2, each // 4 or 2
         sizes = {"LAB": lab, "CANARY": canary, "PILOT": pilot, "DEPARTMENT": department}
         sizes["GLOBAL"] = each - sum(sizes.values())
@@ -127,9 +133,13 @@ class Crew:
 @asynccontextmanager
 async def open_storm(folder: Path, size: Size) -> AsyncIterator[tuple[World, Crew]]:
     """An installation with servers of its own, which outlive their crash, and a big quick fleet."""
-    async with open_world(Settings(), folder, workers=0) as world:
-        for plane in PLANES:
-            await world.control(plane, "fleet", {"seed": size.seed, "rings": size.fleet()})
+    breakers = {
+        "intune": BreakerSettings(reset_timeout=5),
+        "database": BreakerSettings(reset_timeout=size.reset),
+    }
+    async with open_world(Settings(), folder, workers=0, breakers=breakers) as world:
+        for place, plane in enumerate(PLANES):
+            await world.control(plane, "fleet", {"seed": size.seed, "rings": size.fleet(place)})
         offered = {f"storm-{number}": "1.0" for number in range(size.deployments)}
         await world.control("landscape", "archive", {"packages": offered})
         crew = Crew(world.installation.settings, folder)
@@ -174,18 +184,20 @@ async def _post(http: httpx.AsyncClient, number: int, body: Json) -> Json:
 async def pull_plugs(
     world: World, crew: Crew, size: Size, weather: Weather, over: Callable[[], float]
 ) -> None:
-    """Kill a worker every two seconds; empty Redis and crash PostgreSQL as the rollouts come along."""
+    """Kill a worker again and again; empty Redis twice and crash PostgreSQL once on the way."""
     dice = random.Random(size.seed)
+    emptied_at = sorted(dice.uniform(*SHARES) for _ in range(2))
+    crashed_at = dice.uniform(*SHARES)
     while True:
-        await asyncio.sleep(KILL_EVERY)
+        await asyncio.sleep(size.kill_every)
         if crew.pids:
             _kill(dice.choice(crew.pids), signal.SIGKILL)
             weather.kills += 1
-        if weather.emptied < len(EMPTIED_AT) and over() >= EMPTIED_AT[weather.emptied]:
+        if weather.emptied < len(emptied_at) and over() >= emptied_at[weather.emptied]:
             await _empty_redis(world)
             weather.emptied += 1
-        if weather.crashes == 0 and over() >= CRASHED_AT:
-            weather.crashes += crash_postgres()
+        if weather.crashes == 0 and over() >= crashed_at:
+            weather.crashes += crash_postgres(world)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
@@ -200,12 +212,12 @@ async def _empty_redis(world: World) -> None:
         await client.flushall()
 
 
-def crash_postgres() -> int:
+def crash_postgres(world: World) -> int:
     """SIGKILL the postmaster: no session is ended in good order, the write-ahead log is replayed."""
-    masters = [pid for pid, title in processes_below(os.getpid()) if "/bin/postgres" in title]
-    for pid in masters[:1]:
-        _kill(pid, signal.SIGKILL)
-    return len(masters[:1])
+    pid = postmaster(world.installation.place.home / "postgres" / "postmaster.pid")
+    assert pid is not None
+    _kill(pid, signal.SIGKILL)
+    return 1
 
 
 async def weather_it(world: World, crew: Crew, size: Size) -> tuple[list[Json], Weather]:
@@ -234,65 +246,106 @@ async def weather_it(world: World, crew: Crew, size: Size) -> tuple[list[Json], 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the planes' own counters and the ledger say of each other, once it is over."""
+    """What the planes' own counters and the ledger say of each other, once it is over.
+
+    ``strangers``, ``unknown_objects``: without a key of the ledger. ``missing``: confirmed, and not there.
+    ``installed`` and ``installed_twice`` count devices and applications. ``most_lost`` is the most that one
+    operation was given back of the attempts that it lost; ``runs`` are claims.
+    """
 
     statuses: Counter[str]
-    devices: int
+    fleet: int
+    targeted: int
     failed_devices: int
+    installed: int
+    installed_twice: int
     effects: int
     unsettled: int
     mutations: int
     strangers: int
     objects: int
     unknown_objects: int
+    missing: int
     twice: int
     operations: int
-    lost_runs: int
+    runs: int
+    repeated: int
+    most_lost: int
     events: int
+    gaps: int
     broken: int
 
 
 async def prove(world: World, deployments: Sequence[Json]) -> Proof:
     """Count everything that could have gone wrong."""
     effects = [effect for deployment in deployments for effect in await world.effects_of(deployment)]
-    keys = {effect["key"] for effect in effects}
-    mutations = [m for plane in PLANES for m in (await world.control(plane, "requests"))["mutations"]]
-    objects = [(plane, item) for plane in PLANES for item in await world.objects(plane)]
-    once = Counter(
-        (plane, item["type"], item["effect_key"])
-        for plane, item in objects
-        if item["type"] in MADE_ONCE[plane]
-    )
-    lanes = [lane for deployment in deployments for lane in deployment["lanes"]]
-    work, lost = await _work(world)
-    history = await admin.verify_history(world.installation.settings, None)
+    history = await admin.verify_history(world.installation.settings, None)  # as `eucora audit verify` does
     return Proof(
         statuses=Counter(deployment["status"] for deployment in deployments),
-        devices=sum(lane["targeted"] for lane in lanes),
-        failed_devices=sum(lane["failure_count"] for lane in lanes),
-        effects=len(effects),
-        unsettled=sum(effect["state"] != "CONFIRMED" for effect in effects),
-        mutations=len(mutations),
-        strangers=sum(mutation["effect_key"] not in keys for mutation in mutations),
-        objects=len(objects),
-        unknown_objects=sum(item["effect_key"] not in keys for _, item in objects),
-        twice=sum(number > 1 for number in once.values()),
-        operations=work,
-        lost_runs=lost,
+        targeted=sum(lane["targeted"] for deployment in deployments for lane in deployment["lanes"]),
         events=history.events,
         broken=len(history.broken),
+        **await _told_by_planes(world, effects),
+        **await _told_by_devices(world),
+        **await _told_by_database(world),
     )
 
 
-async def _work(world: World) -> tuple[int, int]:
-    """How many operations there were, and how many runs of them were lost with their workers, at least."""
+async def _told_by_planes(world: World, effects: Sequence[Json]) -> dict[str, int]:
+    """The ledger against the requests that planes were sent, and the objects that they hold."""
+    keys = {effect["key"] for effect in effects}
+    assigned = {each["key"] for each in effects if (each["action"], each["state"]) == ("assign", "CONFIRMED")}
+    sent = [each for plane in PLANES for each in (await world.control(plane, "requests"))["mutations"]]
+    objects = [(plane, item) for plane in PLANES for item in await world.objects(plane)]
+    once = Counter(
+        (item["type"], item["effect_key"]) for plane, item in objects if item["type"] in MADE_ONCE[plane]
+    )
+    return {
+        "effects": len(effects),
+        "unsettled": sum(effect["state"] != "CONFIRMED" for effect in effects),
+        "mutations": len(sent),
+        "strangers": sum(each["effect_key"] not in keys for each in sent),
+        "objects": len(objects),
+        "unknown_objects": sum(item["effect_key"] not in keys for _, item in objects),
+        "missing": len(assigned - {item["effect_key"] for _, item in objects}),
+        "twice": sum(number > 1 for number in once.values()),
+    }
+
+
+async def _told_by_devices(world: World) -> dict[str, int]:
+    """What happened on the devices themselves."""
+    fleets = [(await world.control(plane, "fleet"))["rings"] for plane in PLANES]
+    installed = Counter[tuple[str, ...]]()
+    for plane in PLANES:
+        installed.update(
+            (plane, device["ring"], device["name"], step["app_id"], step["version"])
+            for device in await world.devices(plane)
+            for step in device["history"]
+            if step["action"] == "install"
+        )
+    return {
+        "fleet": sum(ring["devices"] for rings in fleets for ring in rings.values()),
+        "installed": len(installed),
+        "installed_twice": sum(number > 1 for number in installed.values()),
+    }
+
+
+TOLD = """
+SELECT (SELECT count(*) FROM device_results WHERE state = 'FAILED') AS failed_devices,
+    (SELECT count(*) FROM (SELECT FROM events GROUP BY deployment_id
+        HAVING min(sequence) <> 1 OR max(sequence) <> count(*)) AS holes) AS gaps,
+    count(*) AS operations, sum(fence) AS runs, count(*) FILTER (WHERE fence > 1) AS repeated,
+    max(max_attempts) - 4 AS most_lost
+FROM operations
+"""
+
+
+async def _told_by_database(world: World) -> dict[str, int]:
+    """What no endpoint tells in one answer."""
     url = database_url(world.installation.settings).set(drivername="postgresql")
     connection = await asyncpg.connect(url.render_as_string(hide_password=False))
     try:
-        row = await connection.fetchrow(
-            "SELECT count(*) AS work, coalesce(sum(greatest(max_attempts - 4, attempt - 1)), 0) AS lost"
-            " FROM operations"
-        )
+        row = await connection.fetchrow(TOLD)
     finally:
         await connection.close()
-    return row["work"], row["lost"]
+    return {name: int(value) for name, value in row.items()}

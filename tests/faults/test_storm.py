@@ -14,9 +14,10 @@ from tests.installation import World
 FULL = Size(
     deployments=int(os.environ.get("EUCORA_TEST_STORM_DEPLOYMENTS", "300")),
     devices=int(os.environ.get("EUCORA_TEST_STORM_DEVICES", "20000")),
+    workers=int(os.environ.get("EUCORA_TEST_STORM_WORKERS", "8")),
     seed=int(os.environ.get("EUCORA_TEST_STORM_SEED", "1")),
 )
-SMALL = Size(deployments=6, devices=300, workers=2, within=120)
+SMALL = Size(deployments=6, devices=300, workers=2, reset=1, within=120)
 
 
 async def storm(folder: Path, size: Size) -> tuple[Weather, Proof]:
@@ -37,9 +38,10 @@ async def why(world: World, deployment: Json) -> list[str]:
 
 def check(size: Size, proof: Proof) -> None:
     assert proof.statuses == Counter(COMPLETED=size.deployments)
-    assert (proof.failed_devices, proof.unsettled) == (0, 0)
-    assert (proof.strangers, proof.unknown_objects, proof.twice) == (0, 0, 0)
-    assert proof.broken == 0
+    assert proof.fleet == size.devices
+    assert (proof.failed_devices, proof.unsettled, proof.missing) == (0, 0, 0)
+    assert (proof.strangers, proof.unknown_objects, proof.twice, proof.installed_twice) == (0, 0, 0, 0)
+    assert (proof.gaps, proof.broken) == (0, 0)
 
 
 @pytest.mark.long
