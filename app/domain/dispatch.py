@@ -26,7 +26,7 @@ from app.domain.operations import (
 )
 from app.models import Operation, OperationStatus
 
-BYSTANDER, IN_COMPANY = 20, 8
+BYSTANDER, IN_COMPANY = 60, 8
 """How often work may lose its worker and no attempt is spent: what had lived, what had company."""
 UNLUCKY, LONGEST = 3, 30
 """How often what had lived does not have to wait, and how many seconds anybody waits at most."""

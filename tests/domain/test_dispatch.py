@@ -238,7 +238,7 @@ class TestLostWorkers:
         while (await lose(runtime, told, operation_id, lived=True)).status is OperationStatus.QUEUED:
             deaths += 1
 
-        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 24
+        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 64
 
     async def test_the_unlucky_wait_longer_each_time(self, runtime: Runtime, told: Told) -> None:
         operation_id, waits = await enqueue(runtime), list[float]()
