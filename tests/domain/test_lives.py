@@ -163,7 +163,7 @@ LIKELY = ["push", "all succeed", "claim", "workers crash"] * 3 + list(OUTAGES) *
 
 
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     print_blob=True,

@@ -4,6 +4,7 @@
 import asyncio
 
 import asyncpg
+import pytest
 
 from app.connectors.contract import Plane
 from app.models import DeploymentStatus
@@ -21,6 +22,7 @@ AGES = """
 """
 
 
+@pytest.mark.long
 async def test_workers_an_hour_ahead_and_behind_fail_no_device_and_tell_one_time(
     own: Settings, stage: Stage, database: asyncpg.Connection
 ) -> None:

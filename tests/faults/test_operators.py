@@ -6,6 +6,8 @@ import random
 import time
 from collections import Counter
 
+import pytest
+
 from app import admin
 from app.client import Client, Json, Refused
 from tests.installation import World
@@ -31,6 +33,7 @@ async def press(client: Client, deployments: list[Json], dice: random.Random, un
     return answers
 
 
+@pytest.mark.long
 async def test_everybody_presses_every_button_while_workers_die(world: World) -> None:
     await world.faults({"path": "*", "latency": 0.05})
     submitted = [

@@ -23,7 +23,6 @@ from tests.workers.rollouts import Rollout, opened
 PRODUCT = ("-m", "app.cli", "worker")
 OVER = {DeploymentStatus.COMPLETED, DeploymentStatus.ROLLED_BACK, DeploymentStatus.FAILED}
 SHORT = {
-    ("publish", Point.BEFORE_ANSWER),
     ("assign", Point.BEFORE_REQUEST),
     ("assign", Point.BEFORE_CONFIRMED),
     ("remove", Point.BEFORE_ANSWER),
