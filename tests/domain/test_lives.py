@@ -81,9 +81,7 @@ async def crash(session: AsyncSession, deployment: Deployment, now: datetime, li
     """All workers are dead: their leases end, and another one's relay takes the work back."""
     del deployment, now
     await session.execute(
-        text(
-            "UPDATE operations SET lease_until = clock_timestamp() - interval '1 s' WHERE status = 'RUNNING'"
-        )
+        text("UPDATE operations SET lease_until = now() - interval '1 hour' WHERE status = 'RUNNING'")
     )
     session.expire_all()
     await dispatch.reclaim(session)
@@ -132,7 +130,7 @@ async def ask_the_plane(session: AsyncSession, deployment: Deployment, now: date
 async def run_out(session: AsyncSession, deployment: Deployment, _: datetime, life: Life) -> None:
     """The deadlines of all work that waits pass."""
     del deployment, life
-    past = "UPDATE operations SET deadline = clock_timestamp() - interval '1 s' WHERE deadline IS NOT NULL"
+    past = "UPDATE operations SET deadline = now() - interval '1 hour' WHERE deadline IS NOT NULL"
     await session.execute(text(f"{past} AND status IN ('QUEUED', 'WAITING')"))
     session.expire_all()
     for operation_id in await dispatch.hopeless(session):
