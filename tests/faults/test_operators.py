@@ -59,20 +59,28 @@ async def test_everybody_presses_every_button_while_workers_die(world: World) ->
 
 async def settled(world: World, deployment: Json) -> None:
     """Whatever was pressed: it can be brought to an end, and the planes hold what the ledger says."""
-    path = f"/deployments/{deployment['id']}"
     now = await world.client.deployment(deployment["id"])
     if now["status"] not in ENDED - {"FAILED"}:
         order = "cancel" if now["status"] == "PENDING" else "rollback"
-        await world.client.post(f"{path}/{order}", {"reason": "enough"})
-    if now["paused"]:
-        with contextlib.suppress(Refused):  # it may be over by now
-            await world.client.post(f"{path}/resume")
+        await world.client.post(f"/deployments/{deployment['id']}/{order}", {"reason": "enough"})
     ended = await eventually(
-        lambda: world.client.deployment(deployment["id"]),
-        until=lambda found: found["status"] in ENDED and not found["paused"],
+        lambda: carried_on(world, deployment),
+        until=lambda found: found["status"] in ENDED,
         within=60,
         every=0.2,
     )
     keys = {effect["key"] for effect in await world.effects_of(ended)}
     changes = (await world.requests())["mutations"]
     assert {each["effect_key"] for each in changes if each["effect_key"].startswith(ended["id"])} <= keys
+    told = await world.client.every(f"/deployments/{ended['id']}/events")
+    assert [event["sequence"] for event in told] == list(range(1, len(told) + 1))
+
+
+async def carried_on(world: World, deployment: Json) -> Json:
+    """The deployment; where somebody had paused what takes it back, it goes on, if it is not over by now."""
+    path = f"/deployments/{deployment['id']}"
+    now = await world.client.deployment(deployment["id"])
+    if now["paused"] and now["status"] not in ENDED:
+        with contextlib.suppress(Refused):
+            await world.client.post(f"{path}/resume")
+    return now
