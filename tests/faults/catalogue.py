@@ -2,7 +2,8 @@
 """What is broken on purpose, what must be seen then, and which tests do it.
 
 ``C…`` are the numbers of the fault catalogue the product was designed against; faults of HTTP alone are with
-the client's own tests, and named here too.
+the client's own tests, and named here too. What is marked ``long`` runs with ``--faults`` only; the table
+says which faults are broken in each run of the tests.
 """
 
 from dataclasses import dataclass
@@ -162,8 +163,20 @@ FAULTS: tuple[Fault, ...] = (
         "an intent is stored once; a worker does nothing twice",
         (
             "tests/faults/test_commits.py::test_a_worker_whose_commit_was_carried_out_unheard",
-            "tests/test_runtime.py::",
+            "tests/test_runtime.py::test_a_commit_whose_answer_is_lost_is_looked_up_by_its_key",
         ),
+    ),
+    Fault(
+        "C30",
+        "twenty statements that are too slow",
+        "counted; the breaker stays closed",
+        ("tests/test_runtime.py::test_slow_statements_are_counted_and_open_nothing",),
+    ),
+    Fault(
+        "C31",
+        "200 callers want a pool of two",
+        "refused soon; the breaker stays closed",
+        ("tests/test_runtime.py::test_a_pool_that_is_used_up_opens_nothing_and_recovers_at_once",),
     ),
     Fault(
         "C32",
@@ -172,16 +185,52 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/workers/test_relay.py::test_a_wake_up_that_was_lost_on_its_way_is_rung_again",),
     ),
     Fault(
+        "C34",
+        "429 with seconds to wait, or a date by a clock an hour off",
+        "all processes keep the pause",
+        (
+            f"{FLEET}::test_a_pause_that_one_process_was_asked_for_is_kept_by_all",
+            f"{FLEET}::test_a_pause_until_a_date_counts_from_the_services_own_clock",
+        ),
+    ),
+    Fault(
         "C36",
         "429 with an hour to wait",
         "no attempt, no slot",
         (f"{OUT}::test_a_pause_of_an_hour_costs_no_attempt_and_no_slot",),
     ),
     Fault(
+        "C37",
+        "503 five times",
+        "the sixth caller is refused without a request",
+        ("tests/resilience/test_http.py::test_five_failures_open_and_the_sixth_caller_is_refused",),
+    ),
+    Fault(
+        "C38",
+        "answers that come byte by byte",
+        "cut at the limit of the attempt",
+        (f"{HTTP}::test_a_slow_answer_is_cut_at_the_limit_of_the_attempt_and_frees_its_slot",),
+    ),
+    Fault(
         "C39",
         "answers are lost after the plane acted",
         "no second object; success",
         ("tests/test_journeys.py::test_an_answer_that_is_lost_after_the_plane_acted_makes_no_second_object",),
+    ),
+    Fault(
+        "C41",
+        "refused connections, unknown names, bad certificates",
+        "transient, or permanent and reported",
+        (
+            f"{HTTP}::test_a_service_that_cannot_be_reached_is_transient",
+            f"{HTTP}::test_a_certificate_that_is_not_trusted_is_permanent",
+        ),
+    ),
+    Fault(
+        "C42",
+        "a token ends under fifty callers",
+        "one renewal",
+        ("tests/resilience/test_auth.py::test_fifty_callers_with_an_expired_token_cause_one_renewal",),
     ),
     Fault(
         "C44",
@@ -202,10 +251,22 @@ FAULTS: tuple[Fault, ...] = (
         (f"{FLEET}::test_the_death_of_a_prober_delays_the_next_probe_by_its_lease_at_most",),
     ),
     Fault(
+        "C48",
+        "every second answer is an error",
+        "left alone within a minute, called little more often",
+        (f"{FLEET}::test_a_service_that_fails_every_second_time",),
+    ),
+    Fault(
         "C50",
         "cancellations at four times the capacity",
         "no slot is lost, half of the capacity does good",
         ("tests/resilience/test_overload.py::test_no_slot_is_lost_and_half_of_the_capacity_does_good",),
+    ),
+    Fault(
+        "C51",
+        "idle connections are closed by the service",
+        "nobody notices",
+        (f"{HTTP}::test_an_idle_connection_that_fades_away_is_seen_by_nobody",),
     ),
     Fault(
         "C53",

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``--faults``: run what breaks the product on purpose, and end with a table of what was seen."""
 
+import ast
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.faults.catalogue import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[2]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +44,7 @@ def is_short(item: pytest.Item) -> bool:
 
 def is_of_catalogue(item: pytest.Item) -> bool:
     """Whether a fault of the catalogue is broken by it."""
-    return any(item.nodeid.startswith(test) for fault in FAULTS for test in fault.tests)
+    return any(item.nodeid.startswith(fault.tests) for fault in FAULTS)
 
 
 class Report:
@@ -48,9 +54,10 @@ class Report:
         self._ended: dict[str, tuple[str, float]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the outcome: that of the call, or of a setup that failed."""
-        if report.when == "call" or (report.when == "setup" and not report.passed):
-            self._ended[report.nodeid] = (report.outcome, report.duration)
+        """Keep the worst outcome of a test, and the seconds of its setup, call and teardown."""
+        outcome, seconds = self._ended.get(report.nodeid, ("passed", 0.0))
+        outcome = outcome if outcome != "passed" else report.outcome
+        self._ended[report.nodeid] = (outcome, seconds + report.duration)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table."""
@@ -61,26 +68,40 @@ class Report:
             terminalreporter.line(self._row(fault))
 
     def _row(self, fault: Fault) -> str:
-        ended = [
-            result
-            for nodeid, result in self._ended.items()
-            if any(nodeid.startswith(test) for test in fault.tests)
-        ]
-        failed = sum(outcome == "failed" for outcome, _ in ended)
-        verdict = "not run" if not ended else f"{failed} FAILED" if failed else "seen"
-        seconds = sum(duration for _, duration in ended)
-        told = f"{len(ended):3d} tests  {seconds:6.1f} s"
-        return f"{fault.id:8} {verdict:9} {told}  {fault.broken} → {fault.seen}"
+        found = [result for nodeid, result in self._ended.items() if nodeid.startswith(fault.tests)]
+        verdict = judged([outcome for outcome, _ in found])
+        told = f"{len(found):3d} tests  {sum(seconds for _, seconds in found):6.1f} s"
+        form = "each run" if is_in_each_run(ROOT, fault) else "--faults"
+        return f"{fault.id:8} {verdict:9} {told}  {form}  {fault.broken} → {fault.seen}"
+
+
+def judged(outcomes: Sequence[str]) -> str:
+    """One word for the tests of a fault: it was seen only where all of them ran and passed."""
+    if failed := outcomes.count("failed"):
+        return f"{failed} FAILED"
+    if not outcomes:
+        return "not run"
+    return "seen" if set(outcomes) == {"passed"} else "skipped"
 
 
 def missing(root: Path) -> list[str]:
     """The catalogue's tests that no file has."""
-    return [test for fault in FAULTS for test in fault.tests if not _exists(root, test)]
+    return [test for fault in FAULTS for test in fault.tests if not _functions(root, test)]
 
 
-def _exists(root: Path, test: str) -> bool:
+def is_in_each_run(root: Path, fault: Fault) -> bool:
+    """Whether any of its tests runs without ``--faults``: those are marked long that do not."""
+    found = [function for test in fault.tests for function in _functions(root, test)]
+    return any("pytest.mark.long" not in map(ast.unparse, function.decorator_list) for function in found)
+
+
+@cache
+def _functions(root: Path, test: str) -> Sequence[Function]:
+    """The test functions, of a class or of none, whose node ids begin as ``test`` does."""
     path, _, name = test.partition("::")
     if not (root / path).is_file():
-        return False
-    source = (root / path).read_text(encoding="utf-8")
-    return all(part in source for part in name.split("::") if part)
+        return ()
+    body = ast.parse((root / path).read_bytes()).body
+    owners = [("", body), *((f"{node.name}::", node.body) for node in body if isinstance(node, ast.ClassDef))]
+    named = [(owner, each) for owner, held in owners for each in held if isinstance(each, Function)]
+    return [each for owner, each in named if f"{owner}{each.name}".startswith(name or "test_")]
