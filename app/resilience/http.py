@@ -263,6 +263,8 @@ class ResilientClient(httpx.AsyncClient):
         )
 
     def _raise_unless_ok(self, answer: httpx.Response, options: CallOptions) -> None:
+        if answer.is_success:  # it may be large, and only a refusal is read for what it says
+            return
         error = classify_response(
             answer,
             service=self.service,

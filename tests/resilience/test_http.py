@@ -201,6 +201,22 @@ async def test_cookies_are_never_sent_back(make: Make) -> None:
     assert not client.cookies
 
 
+async def test_only_a_refusal_is_read_for_what_it_says(make: Make) -> None:
+    read = list[int]()
+
+    def describe(refusal: httpx.Response) -> str:
+        read.append(refusal.status_code)
+        return refusal.text
+
+    async with misbehaving(answer(200, b"megabytes of devices"), answer(400, b"no")) as server:
+        client = make(server, describe=describe)
+        await client.get("/")
+        with pytest.raises(PermanentError, match="answered 400: no"):
+            await client.get("/")
+
+    assert read == [400]
+
+
 async def test_a_redirect_on_the_same_host_is_followed_to_another_host_not(make: Make) -> None:
     async with misbehaving(answer(200, b"elsewhere")) as other, misbehaving() as server:
         server.script = [answer(302, b"", Location="/there"), answer(200, b"here")]
