@@ -25,10 +25,11 @@ LOSS, WATCH, OUT = (
     "tests/workers/test_watchdog.py",
     "tests/workers/test_calls_out.py",
 )
-STEPS, WORKERS, POSTGRES = (
+STEPS, WORKERS, POSTGRES, REDIS = (
     "tests/faults/test_steps.py",
     "tests/faults/test_workers.py",
     "tests/faults/test_postgres.py",
+    "tests/faults/test_redis.py",
 )
 FLEET, HTTP = "tests/resilience/test_fleet_processes.py", "tests/resilience/test_http_faults.py"
 
@@ -131,16 +132,28 @@ FAULTS: tuple[Fault, ...] = (
         (f"{LOSS}::test_a_redis_that_answers_nothing_stops_neither_worker_nor_running_jobs",),
     ),
     Fault(
+        "C21",
+        "Redis fails over to an older copy",
+        "all run once, nothing that is done runs again",
+        (f"{REDIS}::test_a_failover_to_an_older_copy_runs_nothing_twice_and_loses_nothing",),
+    ),
+    Fault(
         "C22",
         "Redis is full",
         "the relay waits, nothing is lost",
-        ("tests/faults/test_redis.py::test_a_redis_that_is_full_delays_the_work_and_loses_none",),
+        (f"{REDIS}::test_a_redis_that_is_full_delays_the_work_and_loses_none",),
     ),
     Fault(
         "C23",
         "Redis is silent under open and closed breakers",
         "no call waits for it",
         (f"{FLEET}::test_a_silent_redis_delays_no_call_and_the_fifth_failure_still_opens",),
+    ),
+    Fault(
+        "redis",
+        "Redis is killed, stopped, silent, emptied, full in the middle of rollouts",
+        "intents are accepted at once, all complete, each change once",
+        (f"{REDIS}::test_rollouts_go_on_and_are_accepted_at_once_whatever_becomes_of_redis",),
     ),
     Fault(
         "C25",
