@@ -160,6 +160,7 @@ FAULTS: tuple[Fault, ...] = (
         "PostgreSQL crashes, all sessions drop",
         "once; no worker ends",
         (
+            f"{POSTGRES}::test_a_postgresql_that_crashes_in_the_middle_of_rollouts_costs_no_device",
             f"{PROCESSES}::test_dropped_database_sessions_cost_no_worker_and_no_second_effect",
             f"{LOSS}::test_a_postgresql_that_restarts_costs_no_worker",
         ),
@@ -178,6 +179,12 @@ FAULTS: tuple[Fault, ...] = (
             "tests/faults/test_commits.py::test_a_worker_whose_commit_was_carried_out_unheard",
             "tests/test_runtime.py::test_a_commit_whose_answer_is_lost_is_looked_up_by_its_key",
         ),
+    ),
+    Fault(
+        "C29",
+        "a row is locked for long",
+        "its work waits, other work flows",
+        (f"{POSTGRES}::test_a_row_that_is_locked_for_long_delays_its_own_work_and_no_other",),
     ),
     Fault(
         "C30",

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PostgreSQL goes away in the middle of rollouts."""
+"""PostgreSQL goes away, or crashes, in the middle of rollouts; a row of it is locked for long."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from app.client import Json, Refused
+from app.domain.dispatch import Due
+from app.domain.operations import OperationKind
+from app.models import OperationStatus
 from app.settings import BreakerSettings, Settings
+from tests.faults.conftest import Bench, Workers
 from tests.faults.gate import Gate, gated
+from tests.faults.storm import crash_postgres
 from tests.installation import World, open_world
 from tests.servers import Servers, Template
 from tests.waiting import eventually
+from workers import queues
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +60,31 @@ async def test_an_outage_in_the_middle_of_rollouts_is_told_and_costs_no_device(
     await gate.open()
     await eventually(lambda: answers(world), within=20, every=0.2)
 
+    await all_complete(world, submitted)
+
+
+@pytest.mark.long
+async def test_a_postgresql_that_crashes_in_the_middle_of_rollouts_costs_no_device(tmp_path: Path) -> None:
+    soon = {"database": BreakerSettings(reset_timeout=2)}
+    async with open_world(Settings(), tmp_path, breakers=soon) as world:
+        await world.faults({"path": "*", "latency": 0.1})
+        names = [f"Crashed {number}" for number in range(4)]
+        submitted = [await world.submit(app_name=name, target_ring="PILOT") for name in names]
+        for ring in range(2):
+            await eventually(partial(has_begun, world, submitted[0], ring), within=60, every=0.1)
+            crash_postgres(world)
+            await eventually(lambda: answers(world), within=30, every=0.2)
+
+        await all_complete(world, submitted)
+
+
+async def has_begun(world: World, deployment: Json, ring: int) -> bool:
+    now = await world.client.deployment(deployment["id"])
+    return str(now["lanes"][ring]["status"]) != "PENDING"
+
+
+async def all_complete(world: World, submitted: list[Json]) -> None:
+    """Every one, with no device failed, each change made once, and its whole story told."""
     done = [await world.ended(deployment, within=90) for deployment in submitted]
     assert {deployment["status"] for deployment in done} == {"COMPLETED"}
     assert {lane["failure_count"] for deployment in done for lane in deployment["lanes"]} == {0}
@@ -59,11 +93,32 @@ async def test_an_outage_in_the_middle_of_rollouts_is_told_and_costs_no_device(
         assert await gapless(world, deployment)
 
 
+@pytest.mark.long
+async def test_a_row_that_is_locked_for_long_delays_its_own_work_and_no_other(
+    bench: Bench, workers: Workers, database: asyncpg.Connection
+) -> None:
+    locked = await bench.enqueue()
+    async with database.transaction():
+        await database.execute("SELECT FROM operations WHERE id = $1 FOR UPDATE", locked)
+        worker = await workers.start()
+        await queues.ring(bench.runtime.redis, [Due(locked, OperationKind.CHECK_PLANE, "default", 1)])
+        others = [await bench.enqueue() for _ in range(20)]
+
+        for other in others:
+            assert (await bench.ended(other)).status is OperationStatus.SUCCEEDED
+        await eventually(lambda: "claim_failed" in worker.said(), within=20)
+        assert await bench.pids(locked) == []
+
+    done = await bench.ended(locked, within=30)
+    assert (done.status, done.attempt) == (OperationStatus.SUCCEEDED, 1)
+    assert await bench.pids(locked) == [worker.pid]
+
+
 async def answers(world: World) -> bool:
     """Whether the API has its database again."""
     try:
         await world.client.get("/deployments")
-    except Refused:
+    except (Refused, httpx.TransportError):
         return False
     return True
 
