@@ -6,6 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 PACKAGE_BYTES = 256 * 1024
 
@@ -39,7 +40,11 @@ def make(name: str, place: Path) -> Path:
 
 
 def make_package(uri: str, place: Path) -> Path:
-    """The file an example's ``uri`` names; its name decides its content, whose SHA-256 the example has."""
+    """The file an example's ``uri`` names; its name decides its content, whose SHA-256 the example has.
+
+    Put in place whole: a worker may be reading what was there.
+    """
     file = place.resolve() / PurePosixPath(unquote(urlsplit(uri).path)).name
-    file.write_bytes(hashlib.shake_256(file.name.encode()).digest(PACKAGE_BYTES))
-    return file
+    draft = file.with_name(f"{file.name}.{uuid4().hex}.new")
+    draft.write_bytes(hashlib.shake_256(file.name.encode()).digest(PACKAGE_BYTES))
+    return draft.replace(file)

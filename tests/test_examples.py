@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,3 +33,12 @@ def test_there_is_one_for_each_plane_and_one_that_spans_three() -> None:
     alone = {intent["planes"][0] for intent in intents if len(intent["planes"]) == 1}
     assert alone == {plane.value for plane in MANIFESTS}
     assert max(len(intent["planes"]) for intent in intents) == 3
+
+
+def test_a_package_that_is_being_read_is_not_written_over(tmp_path: Path) -> None:
+    examples.make("jamf-firefox", tmp_path)
+    package = next(tmp_path.glob("*.pkg"))
+    with package.open("rb") as reading:
+        examples.make("jamf-firefox", tmp_path)
+
+        assert not os.path.samestat(os.fstat(reading.fileno()), package.stat())
