@@ -15,8 +15,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ OVER = {"COMPLETED", "ROLLED_BACK", "FAILED", "CANCELLED", "REJECTED"}
 SHARES = (0.1, 0.8)
 """Between these shares of all rollouts being over, Redis is emptied and PostgreSQL crashed."""
 EXAMPLE = {"intune": "firefox", "jamf": "jamf-firefox", "landscape": "landscape-example-editor"}
+EVERYWHERE = "three-planes"
 AWAY = (Refused, httpx.TransportError, ValueError)
 """What a caller of the API may see while PostgreSQL is away."""
 
@@ -82,10 +84,15 @@ class Weather:
     seconds: float = 0.0
 
 
-def intent(number: int, size: Size, packages: Path) -> Json:
+def templates(packages: Path) -> Mapping[str, Json]:
+    """The examples that intents are made of, by name; each package is written once."""
+    names = (*EXAMPLE.values(), EVERYWHERE)
+    return {name: json.loads(examples.make(name, packages).read_text()) for name in names}
+
+
+def intent(number: int, size: Size, made: Mapping[str, Json]) -> Json:
     """The intent of one rollout: one plane each in turn, every tenth over all three."""
-    example = "three-planes" if number % 10 == 5 else EXAMPLE[PLANES[number % len(PLANES)]]
-    body: Json = json.loads(examples.make(example, packages).read_text())
+    body = deepcopy(made[EVERYWHERE if number % 10 == 5 else EXAMPLE[PLANES[number % len(PLANES)]]])
     for package in [body["package"]] if "package" in body else body["packages"].values():
         if package["kind"] == "deb":
             package["name"] = f"storm-{number}"
@@ -163,11 +170,11 @@ async def patiently(ask: Callable[[], Any]) -> Any:
 
 async def submit_all(world: World, size: Size) -> list[Json]:
     """All intents, one after the other, each once whatever became of its answer."""
-    packages, submitted = world.folder / "packages", []
+    made, submitted = templates(world.folder / "packages"), []
     headers = {"Authorization": f"Bearer {world.installation.token}"}
     async with httpx.AsyncClient(base_url=world.installation.url, headers=headers, trust_env=False) as http:
         for number in range(size.deployments):
-            body = intent(number, size, packages)
+            body = intent(number, size, made)
             submitted.append(await patiently(lambda: _post(http, number, body)))  # noqa: B023 - awaited at once
     return submitted
 
