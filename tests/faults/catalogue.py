@@ -44,7 +44,7 @@ FAULTS: tuple[Fault, ...] = (
         "C2",
         "a worker is killed at each point between write, send, answer and commit",
         "the plane is asked first; each effect once",
-        (f"{STEPS}::test_a_worker_killed_there_leaves_one_effect",),
+        (f"{STEPS}::test_a_worker_killed_there",),
     ),
     Fault(
         "C3",

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+import sandbox
 from app.connectors.contract import Plane
 from app.domain import dispatch, operations, rollback
 from app.domain.operations import OperationKind
@@ -53,6 +54,18 @@ async def finished(rollout: Rollout) -> DeploymentStatus:
     )
 
 
+LEFT = """
+    SELECT (SELECT count(*) FROM operations WHERE status = 'RUNNING' OR lease_owner IS NOT NULL) AS leases,
+        (SELECT count(*) FROM effects WHERE state IN ('SENT', 'UNKNOWN')) AS doubts,
+        (SELECT count(DISTINCT correlation_id) - 1 FROM events) AS strangers
+"""
+
+
+async def nothing_left(database: asyncpg.Connection) -> None:
+    """No lease is held and no effect in doubt; every event is told under the id of the request."""
+    assert dict(await database.fetchrow(LEFT)) == {"leases": 0, "doubts": 0, "strangers": 0}
+
+
 async def made_once(rollout: Rollout) -> None:
     """What the plane's own counters say: no change without a key of the ledger, and none made twice."""
 
@@ -62,6 +75,7 @@ async def made_once(rollout: Rollout) -> None:
     keys = {f"{rollout.id}/{rollout.plane}/{key}" for key in await rollout.ledger()}
     mutations, objects = (await control("requests"))["mutations"], await control("objects")
     assert {each["effect_key"] for each in mutations} <= keys
+    assert {each["correlation_id"] for each in mutations} == {str((await rollout.whole()).correlation_id)}
     once = Counter(
         (each["method"], each["path"], each["effect_key"])
         for each in mutations
@@ -83,15 +97,39 @@ async def test_a_worker_killed_there_leaves_one_effect(
         if action == "remove":
             await rollout.run(OperationKind.DEPLOY_TO_CONNECTOR)
             await rollout.order(rollback.begin)
-        async with place_to_die(point, action, database=database, plane_url=stage.url) as (url, place):
-            through = own.model_copy(update={"sandbox_url": url})
-            workers = Workers(through, own.data_dir, command=PRODUCT)
-            worker = await workers.start(lease=1.5, heartbeat=0.4)
-            await place.reached()
-            worker.send(signal.SIGKILL)
-            await worker.exited(within=5)
-            await place.leave()
+        await killed_at(rollout, point, action, database=database, plane_url=stage.url)
 
-            expected = DeploymentStatus.ROLLED_BACK if action == "remove" else DeploymentStatus.COMPLETED
-            assert await finished(rollout) is expected
+        expected = DeploymentStatus.ROLLED_BACK if action == "remove" else DeploymentStatus.COMPLETED
+        assert await finished(rollout) is expected
         await made_once(rollout)
+        await nothing_left(database)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", Point)
+@pytest.mark.parametrize("plane", [Plane.JAMF, Plane.ANSIBLE])
+async def test_a_worker_killed_there_starts_nothing_twice_on_other_planes(
+    own: Settings, stage: Stage, database: asyncpg.Connection, plane: Plane, point: Point
+) -> None:
+    async with opened(own, stage, plane=plane) as rollout:
+        await rollout.submit(stage.url)
+        await killed_at(rollout, point, "assign", database=database, plane_url=stage.url)
+
+        assert await finished(rollout) is DeploymentStatus.COMPLETED
+        await made_once(rollout)
+        await nothing_left(database)
+
+
+async def killed_at(
+    rollout: Rollout, point: Point, action: str, *, database: asyncpg.Connection, plane_url: str
+) -> None:
+    """A worker of the product is started, comes to the point, and is killed there."""
+    async with place_to_die(point, action, database=database, plane_url=plane_url) as (url, place):
+        through = rollout.runtime.settings.model_copy(update={"sandbox_url": url})
+        workers = Workers(through, through.data_dir, command=PRODUCT)
+        worker = await workers.start(lease=1.5, heartbeat=0.4)
+        await place.reached()
+        worker.send(signal.SIGKILL)
+        await worker.exited(within=5)
+        await place.leave()
+        assert sandbox.CLIENT_SECRET not in worker.said()
