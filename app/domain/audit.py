@@ -181,22 +181,22 @@ async def checkpoint(session: AsyncSession, *, now: datetime) -> EventCheckpoint
     One at a time: others wait. At most ``HEADS`` deployments; call again while it gives one.
     """
     await session.execute(select(func.pg_advisory_xact_lock(CHECKPOINT_LOCK)))
-    heads = (await session.execute(NEW_HEADS, {"limit": HEADS})).mappings().all()
+    heads = (await session.execute(NEW_HEADS, {"limit": HEADS})).all()
     if not heads:
         return None
     last = await session.scalar(select(EventCheckpoint).order_by(EventCheckpoint.number.desc()).limit(1))
     number = 1 if last is None else last.number + 1
-    lines = [head_line(**head) for head in heads]
+    lines = [_line(head.deployment_id, head.sequence, head.hash.hex()) for head in heads]
     new = EventCheckpoint(number=number, at=now, hash=_sealed(last.hash if last else GENESIS, number, lines))
     session.add(new)
     await session.flush()
-    await session.execute(insert(EventHead), [{**head, "checkpoint": number} for head in heads])
+    await session.execute(insert(EventHead), [{**head._asdict(), "checkpoint": number} for head in heads])
     return new
 
 
-def head_line(deployment_id: object, sequence: int, hash: bytes) -> str:  # noqa: A002 - the column's name
+def _line(deployment_id: object, sequence: int, digest: str) -> str:
     """How a head enters the hash of its checkpoint."""
-    return f"{deployment_id} {sequence} {hash.hex()}"
+    return f"{deployment_id} {sequence} {digest}"
 
 
 def _sealed(previous: bytes, number: int, lines: list[str]) -> bytes:
@@ -232,8 +232,7 @@ async def _verify_checkpoints(session: AsyncSession, report: Report) -> None:
         if found["number"] != report.checkpoints:
             report.broken.append(_bad_checkpoint(report.checkpoints, "it is missing"))
             return
-        lines = [f"{deployment} {sequence} {digest}" for deployment, sequence, digest in found["heads"]]
-        previous = _sealed(previous, found["number"], lines)
+        previous = _sealed(previous, found["number"], [_line(*head) for head in found["heads"]])
         if previous.hex() != found["hash"]:
             report.broken.append(_bad_checkpoint(found["number"], "it is not what was written"))
             return

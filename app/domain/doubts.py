@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An effect whose answer was lost, and whose work has ended: what to ask of the plane."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy import select
@@ -37,16 +37,12 @@ async def begin(session: AsyncSession, effect_id: UUID) -> Doubt | None:
     app = application(deployment, await plane_of(session, lane))
     step = effects.as_planned(effect)
     assignment = None if effect.lane_id is None else await _assignment(session, lane, app, step)
-    return Doubt(Plane(effect.plane), effect.action, _under(app, step.key), assignment, step)
+    return Doubt(Plane(effect.plane), effect.action, replace(app, key=step.key), assignment, step)
 
 
 async def _is_worked_on(session: AsyncSession, effect: Effect) -> bool:
     status = await session.scalar(select(Operation.status).where(Operation.id == effect.operation_id))
     return status is not None and status not in operations.ENDED
-
-
-def _under(app: App, key: str) -> App:
-    return App(key, app.marker, app.name, app.version, app.package, app.correlation_id)
 
 
 async def _assignment(session: AsyncSession, lane: RingDeployment, app: App, step: Planned) -> Assignment:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The push of one lane: begun, permitted step by step, confirmed; and begun anew for another target."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -52,16 +51,12 @@ class Push:
 
     def app_for(self, action: Action) -> App:
         """The application under the key of one effect."""
-        return App(**{**_fields(self.app), "key": self.steps[action].key})
+        return replace(self.app, key=self.steps[action].key)
 
     def assignment(self, external_id: str) -> Assignment:
         """The assignment of the published application to this lane's target."""
         step = self.steps[Action.ASSIGN]
         return Assignment(step.key, self.app, external_id, self.target, baseline=step.baseline)
-
-
-def _fields(app: App) -> dict[str, Any]:
-    return {name: getattr(app, name) for name in App.__slots__}
 
 
 LOOK_AGAIN = timedelta(seconds=60)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The repair of one drift: what was decided for a lane is assigned again, unless something holds it back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, Plane
-from app.domain import approvals, comparison, deployments, effects, events, freezes, guards
+from app.domain import blockers, comparison, deployments, effects, events, guards
 from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
-from app.domain.facts import Code, Facts, Place
-from app.domain.pushes import Held, held_by
+from app.domain.facts import Code, Place
+from app.domain.pushes import ANY, Held, held_by
 from app.errors import IllegalTransition
 from app.models import Deployment, Drift, DriftStatus, RingDeployment
 
@@ -65,16 +65,9 @@ async def permit(session: AsyncSession, drift_id: UUID, *, now: datetime) -> Hel
     if not await _is_wanted(session, found):
         raise IllegalTransition(f"drift {drift_id} is not to be repaired any more", status=found.status.value)
     place = Place(deployment, lane)
-    blocker = next(guards.holding(place, HELD_BY, await _facts(session, deployment, now)), None)
+    facts = await blockers.facts_of(session, deployment, now=now, limits=ANY)
+    blocker = next(guards.holding(place, HELD_BY, facts), None)
     return None if blocker is None else held_by(blocker, now)
-
-
-async def _facts(session: AsyncSession, deployment: Deployment, now: datetime) -> Facts:
-    return replace(
-        await approvals.facts_of(session, deployment, now=now),
-        freezes=await freezes.ahead(session, now),
-        windows=await freezes.windows(session),
-    )
 
 
 async def confirm(session: AsyncSession, repair: Repair, *, now: datetime) -> None:
