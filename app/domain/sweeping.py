@@ -181,7 +181,7 @@ class Watch:
 
 async def aged(session: AsyncSession, watch: Watch, times: Times) -> Sequence[Aged]:
     """Those that have waited longest, at most ``BATCH``. Reads only."""
-    known = {
+    values = {
         "now": times.now,
         "abandoned": times.abandoned,
         "lease": times.lease,
@@ -191,8 +191,7 @@ async def aged(session: AsyncSession, watch: Watch, times: Times) -> Sequence[Ag
         "unsettled": UNSETTLED,
         "limit": BATCH,
     }
-    wanted = {name: value for name, value in known.items() if name in watch.query.compile().params}
-    rows = await session.execute(watch.query, wanted)
+    rows = await session.execute(watch.query, values)  # each names those that it needs
     return [Aged(watch.machine, row.state, row.id, row.age, row.after) for row in rows]
 
 
