@@ -17,22 +17,14 @@ def rules(runtime: Runtime) -> list[Rule]:
 
 def _housekeeping(runtime: Runtime) -> Iterator[Rule]:
     settings = runtime.settings.housekeeping
-    checkpoint, retention = OperationKind.CHECKPOINT_HISTORY, OperationKind.APPLY_RETENTION
     # A moment that was not written down is lost, so it is written late; what was not deleted goes next time.
-    yield Rule(
-        checkpoint.value,
-        checkpoint,
-        Subject("schedule", checkpoint.value),
-        timedelta(seconds=settings.checkpoint),
-        CatchUp.ONCE,
-    )
-    yield Rule(
-        retention.value,
-        retention,
-        Subject("schedule", retention.value),
-        timedelta(seconds=settings.retention),
-        CatchUp.SKIP,
-    )
+    yield _of_all(OperationKind.CHECKPOINT_HISTORY, settings.checkpoint, CatchUp.ONCE)
+    yield _of_all(OperationKind.APPLY_RETENTION, settings.retention, CatchUp.SKIP)
+
+
+def _of_all(kind: OperationKind, seconds: float, catch_up: CatchUp) -> Rule:
+    """Work that concerns the whole installation."""
+    return Rule(kind.value, kind, Subject("schedule", kind.value), timedelta(seconds=seconds), catch_up)
 
 
 def _reconciliation(runtime: Runtime) -> Iterator[Rule]:

@@ -4,7 +4,7 @@
 Ticks are the multiples of ``every`` since 1970 on the database's clock, so that all schedulers mean the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -125,8 +125,3 @@ async def forget_ticks(session: AsyncSession, *, before: datetime) -> int:
     """Drop what is known of ticks of long ago; how many."""
     old = delete(ScheduleTick).where(ScheduleTick.created_at < before).returning(ScheduleTick.name)
     return len((await session.scalars(old, execution_options={"synchronize_session": False})).all())
-
-
-async def every(session: AsyncSession) -> Sequence[Schedule]:
-    """All schedules, by name."""
-    return (await session.scalars(select(Schedule).order_by(Schedule.name))).all()
