@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.settings import Settings
-from app.terminal import AsJson
+from app.terminal import AsJson, DataDir, settings_of
 
 if TYPE_CHECKING:
     from app.domain.audit import Report
 
-DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: EUCORA_DATA_DIR.")]
 Against = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="Checkpoints that `eucora audit export` printed before."),
@@ -28,11 +27,6 @@ audit = typer.Typer(help="The history of all deployments, and whether it was alt
 def register(cli: typer.Typer) -> None:
     """Make it part of the command line."""
     cli.add_typer(audit, name="audit")
-
-
-def settings_of(data_dir: Path | None) -> Settings:
-    """The settings, with the option of the command line before the variable."""
-    return Settings() if data_dir is None else Settings(data_dir=data_dir)
 
 
 @audit.command()

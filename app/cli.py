@@ -15,10 +15,20 @@ from pydantic import ValidationError
 from setproctitle import setproctitle
 
 from app import audit_command, deployments_command
-from app.audit_command import DataDir, settings_of
 from app.errors import ControlPlaneError
 from app.settings import Settings, describe_errors, unknown_variables
-from app.terminal import URL, ApiToken, ApiUrl, Why, api_client, ends_at, fail, run
+from app.terminal import (
+    URL,
+    ApiToken,
+    ApiUrl,
+    DataDir,
+    Why,
+    api_client,
+    ends_at,
+    fail,
+    run,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     pass

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands that call the API share: how it is reached, how they end, how times are given and shown."""
+"""What commands share: how API or installation are reached, how they end, how times are given and shown."""
 
 import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.client import Client
@@ -22,7 +25,13 @@ ApiToken = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: EUCORA_DATA_DIR.")]
 Why = Annotated[str | None, typer.Option(help="Stands in the history.")]
+
+
+def settings_of(data_dir: Path | None) -> Settings:
+    """The settings, with the option of the command line before the variable."""
+    return Settings() if data_dir is None else Settings(data_dir=data_dir)
 
 
 def fail(reason: str, *, code: int) -> None:
