@@ -90,10 +90,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             timing = asyncio.create_task(clock.keep(partial(database_time, runtime), known=known))
             restoring = asyncio.create_task(restore_orders(runtime))
             keeping = asyncio.create_task(keep_policy(runtime))
-            await asyncio.wait({keeping}, timeout=STARTING)
+            await asyncio.gather(asyncio.wait({keeping}, timeout=STARTING), begun(known))
             if keeping.done():
                 keeping.result()  # a policy that must not be in force ends the process
-            await begun(known)
             try:
                 yield
             finally:
