@@ -54,7 +54,7 @@ class Story:
         if event.sequence != self.sequence + 1 or not self._follows(event.type, before, after):
             self.broken_at = self.broken_at or event.sequence
         self.sequence = event.sequence
-        if event.type.startswith("deployment.") and "status" in after:
+        if _moves_deployment(event.type, after):
             self.status = after["status"]
         if "paused" in after:
             self.paused = after["paused"]
@@ -62,13 +62,11 @@ class Story:
             self.lanes[_place(after)] = after["status"]
 
     def _follows(self, kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-        if kind.startswith("deployment.") and "status" in after and before:
-            return bool(before.get("status") == self.status)
-        if "paused" in after:
-            return before.get("paused") is self.paused
-        if _is_of_lane(kind, after):
-            return bool(before.get("status") == self.lane(*_place(after)))
-        return True
+        if self.status is not None and _moves_deployment(kind, after) and before.get("status") != self.status:
+            return False
+        if "paused" in after and before.get("paused") is not self.paused:
+            return False
+        return not _is_of_lane(kind, after) or before.get("status") == self.lane(*_place(after))
 
     def lane(self, ring: str, plane: str) -> str:
         """What was told of a lane."""
@@ -92,6 +90,10 @@ def fold(events: Iterable[Link]) -> Story:
     for event in events:
         story.tell(event)
     return story
+
+
+def _moves_deployment(kind: str, after: Mapping[str, Any]) -> bool:
+    return kind.startswith("deployment.") and "status" in after
 
 
 def _is_of_lane(kind: str, after: Mapping[str, Any]) -> bool:

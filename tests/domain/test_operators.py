@@ -22,6 +22,7 @@ from app.domain import (
     deployments,
     devices,
     effects,
+    history,
     operations,
     outcomes,
     promotion,
@@ -201,24 +202,11 @@ async def check(session: AsyncSession, deployment: Deployment, now: datetime) ->
 
 
 def check_story(deployment: Deployment, told: list[Event]) -> None:
-    """Folding the events gives what is stored."""
-    status, lanes = told[0].after["status"] if told[0].after else None, dict[tuple[str, str], str]()
-    paused = False
-    for event in told[1:]:
-        before, after = event.before or {}, event.after or {}
-        if event.type.startswith("deployment.") and "status" in after:
-            assert before["status"] == status
-            status = after["status"]
-        if "paused" in after:
-            assert before["paused"] is paused
-            paused = after["paused"]
-        if event.type.startswith("lane.") and "status" in after:
-            place = (after["ring"], after["plane"])
-            assert before["status"] == lanes.get(place, "PENDING")
-            lanes[place] = after["status"]
-    assert (status, paused) == (deployment.status.value, deployment.paused)
-    for lane in deployment.lanes:
-        assert lanes.get((lane.ring.value, lane.plane), "PENDING") == lane.status.value
+    """Folding the events gives what is stored, and each follows from what was told before it."""
+    story = history.fold(told)
+
+    assert story.broken_at is None
+    assert story.differences(deployment) == []
 
 
 async def moving(session: AsyncSession, deployment: Deployment) -> bool:
