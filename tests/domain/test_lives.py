@@ -105,6 +105,8 @@ async def die_after_sending(session: AsyncSession, deployment: Deployment, now: 
     for lane in deployment.lanes:
         if lane.operation_id is None or lane.pushed_at is not None:
             continue
+        if (await operations.get(session, lane.operation_id)).status in operations.ENDED:
+            continue  # work that has ended is claimed by nobody
         begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
         if not isinstance(begun, Push):
             continue
