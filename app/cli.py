@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import typer
@@ -29,9 +29,6 @@ from app.terminal import (
     run,
     settings_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 EXIT_CODES = """Exit codes: 0 it was done · 1 it failed, or a check did (the reason is on standard error) ·
 2 the command or a setting is wrong · 130 interrupted."""
