@@ -125,7 +125,7 @@ class Jobs:
         runs = pending + max((fleet.longest_delay(ring) for ring in rings), default=0.0)
         intent: Literal["install", "uninstall"] = "uninstall" if removes else "install"
         orders = {
-            ring: fleet.begin(software, ring, intent, seconds=runs + 0.001, only=only.get(ring)).id
+            ring: fleet.begin(software, ring, intent, start=now, seconds=runs + 0.001, only=only.get(ring)).id
             for ring in rings
         }
         number = len(self._table) + 1

@@ -174,12 +174,13 @@ class Fleet:
         ring: Ring,
         intent: Intent,
         *,
+        start: float,
         seconds: float,
         only: tuple[int, ...] | None = None,
     ) -> Order:
         """An order that is over after some seconds, as a job is; standing orders are not touched."""
-        now, key = self._clock(), f"{len(self._orders_table):08d}"
-        order = Order(key, software, ring, intent, start=now, end=now + seconds, only=only)
+        key = f"{len(self._orders_table):08d}"
+        order = Order(key, software, ring, intent, start=start, end=start + seconds, only=only)
         self._store(order)
         return order
 

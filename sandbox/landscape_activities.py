@@ -86,7 +86,7 @@ class Activities:
 
     def _ordered(self, row: Document) -> Document:
         """The fleet told; a removal ends what would install again."""
-        fleet, name = self._plane.fleet, row["package"]
+        fleet, name, now = self._plane.fleet, row["package"], self._plane.clock()
         if row["action"] == "RemovePackages":
             known = [each for each in self._settings.values() if each.get("name") == name]
             versions = {row["version"], *(each["version"] for each in known)}
@@ -100,6 +100,7 @@ class Activities:
                     Software(f"{name}={each}", name, each),
                     ring,
                     intent,
+                    start=now,
                     seconds=FOR_EVER,
                     only=tuple(row["only"][ring]) if ring in row.get("only", ()) else None,
                 ).id
