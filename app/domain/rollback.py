@@ -298,16 +298,23 @@ class Progress:
 
 
 async def weigh(
-    session: AsyncSession, lane_id: UUID, *, deployment_id: UUID, removed_at: datetime, now: datetime
+    session: AsyncSession,
+    lane_id: UUID,
+    *,
+    deployment_id: UUID,
+    removed_at: datetime,
+    told: bool,
+    now: datetime,
 ) -> Progress:
     """Whether every device that may have the version has lost it, from what was stored last.
 
-    Devices that never answered have nothing to take back: the uninstallation stays assigned for them.
+    ``told``: the plane has said what it can by now; before, silence means nothing. Devices that never
+    answered have nothing to take back: the uninstallation stays assigned for them.
     """
     deployment = await deployments.get(session, deployment_id)
     policy = deployments.policy_of(deployment)
     counts = await devices.rollback_counts(session, lane_id)
-    if counts.open == 0 and counts.failed == 0:
+    if told and counts.open == 0 and counts.failed == 0:
         return Progress(None, complete=True, all_answered=counts.silent == 0)
     if counts.failed > counts.total * policy.max_rollback_failure_rate:
         reason = f"{counts.failed} of {counts.total} devices refused to be taken back"

@@ -316,5 +316,5 @@ async def test_a_rollback_that_too_many_devices_refuse_stops_and_says_so(session
 
 async def weigh(session: AsyncSession, lane: RingDeployment, deployment: Deployment) -> Progress:
     return await rollback.weigh(
-        session, lane.id, deployment_id=deployment.id, removed_at=NOON + 2 * S, now=NOON + 4 * S
+        session, lane.id, deployment_id=deployment.id, removed_at=NOON + 2 * S, told=True, now=NOON + 4 * S
     )

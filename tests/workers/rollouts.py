@@ -41,7 +41,7 @@ class Rollout:
     id: UUID = field(default_factory=new_id)
     plane: Plane = Plane.ANSIBLE
 
-    async def fleet(self, **odds: float) -> None:
+    async def fleet(self, **odds: Any) -> None:
         rings = {"LAB": {"devices": 10, "delay": [0.0, 1.0], **odds}}
         (await self.http.put(f"/{self.plane}/_sandbox/fleet", json={"rings": rings})).raise_for_status()
 

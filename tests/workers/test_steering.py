@@ -89,6 +89,23 @@ async def test_a_withdrawal_gives_way_to_a_rollback(rollout: Rollout, stage: Sta
     assert (ledger["LAB/remove"], ledger["LAB/unassign"]) == ("CONFIRMED", "CONFIRMED")
 
 
+async def test_a_rollback_is_not_over_while_its_job_runs(rollout: Rollout, stage: Stage) -> None:
+    await rollout.fleet(delay=[0.0, 20.0])
+    await pushed(rollout, stage)
+    await rollout.order(rollback.begin)
+    async with rollout.runtime.transaction() as session:
+        kind = OperationKind.EXECUTE_ROLLBACK
+        [removal] = await operations.find(session, limit=9, deployment_id=rollout.id, kind=kind)
+
+    launched = await run_once(product_runner(rollout.runtime), removal.id)
+
+    assert (await rollout.ledger())["LAB/remove"] == "CONFIRMED"
+    assert (launched.status, launched.error) == (OperationStatus.WAITING, None)
+    assert (await rollout.whole()).status is DeploymentStatus.ROLLING_BACK
+    assert (await rollout.run(OperationKind.EXECUTE_ROLLBACK)).status is OperationStatus.SUCCEEDED
+    assert (await rollout.ledger())["LAB/unassign"] == "CONFIRMED"
+
+
 async def test_a_rollback_that_is_paused_removes_nothing_until_it_is_resumed(
     rollout: Rollout, stage: Stage
 ) -> None:
