@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The jobs that carry a rollout out: push a lane, measure it, take it back. No rule lives here."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
@@ -8,19 +9,21 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Assignment, Capability, Connector
+from app.connectors.contract import Action, Assignment, Capability, Connector, DeviceReport
 from app.connectors.packages import why_it_stays
 from app.connectors.sources import PACKAGE_SOURCE
-from app.domain import devices, effects, lanes, measurements, pushes, rollback
+from app.domain import devices, effects, lanes, leases, measurements, pushes, rollback
 from app.domain.effects import Planned
+from app.domain.measurements import Measurement
 from app.domain.pushes import Held, Push
 from app.domain.rollback import Removal
 from app.models import EffectState, WayBack
 from app.resilience.classify import DATABASE
-from app.resilience.errors import AttemptTimeout, CallError, Unsettled
+from app.resilience.errors import AttemptTimeout, CallError, NotReady, Unsettled
 from workers.context import Again, Done, Job, Outcome
 from workers.effects import Permit, PutOff, announce, as_json, in_ledger, perform, settle
 from workers.planes import connector_for
+from workers.readings import read_all
 
 NOT_THE_PLANE = {PACKAGE_SOURCE, DATABASE}
 """The plane is well when the package is out of reach, or we are."""
@@ -206,16 +209,28 @@ async def measure_ring(job: Job) -> Outcome:
     if measurement is None:
         return Done()
     try:
-        connector = connector_for(job, measurement.plane)
-        async for reports in connector.status(Action.ASSIGN, measurement.assignment):
-            async with job.transaction() as session:
-                await measurements.store_reports(session, lane_id, reports, now=job.runtime.clock())
+        told = await read_lane(job, measurement)
     except CallError as error:
         await wait_for_plane(job, lane_id, error)
         raise
+    if not told:
+        return Again(reason="there is more to read")
     async with job.transaction() as session:
         delay = await measurements.finish_measure(session, lane_id, now=job.runtime.clock())
+        await leases.keep_checkpoint(session, job.claimed, None)
     return Done() if delay is None else Again(delay, "measured")
+
+
+async def read_lane(job: Job, measurement: Measurement) -> bool:
+    """Store what the lane's devices report; False: there is more, for the next run."""
+    connector = connector_for(job, measurement.plane)
+
+    async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
+        await measurements.store_reports(session, measurement.lane_id, reports, now=job.runtime.clock())
+
+    return await read_all(
+        job, lambda mark: connector.status(Action.ASSIGN, measurement.assignment, after=mark), store
+    )
 
 
 async def execute_rollback(job: Job) -> Outcome:
@@ -250,15 +265,17 @@ async def take_back(job: Job, connector: Connector, removal: Removal, deployment
     removal = await name_devices(job, connector, removal)
     previous_id = await previous_version(job, connector, removal)
     removed = await remove(job, connector, removal, previous_id)
-    await watch(job, connector, removal, removed)
+    told = await watch(job, connector, removal, removed)
     async with job.transaction() as session:
         progress = await rollback.weigh(
             session,
             removal.lane_id,
             deployment_id=deployment_id,
             removed_at=removed.made_at or job.runtime.clock(),
+            told=told,
             now=job.runtime.clock(),
         )
+        await leases.keep_checkpoint(session, job.claimed, None)
     if progress.delay is not None:
         return Again(progress.delay, "devices are still being taken back")
     if progress.all_answered:
@@ -283,10 +300,10 @@ async def name_devices(job: Job, connector: Connector, removal: Removal) -> Remo
     if not most:
         return removal
     if removal.remove.state is EffectState.PLANNED and removal.made.external_id is not None:
-        async for reports in connector.status(Action.ASSIGN, removal.installed):
+        async for page in connector.status(Action.ASSIGN, removal.installed):
             async with job.transaction() as session:
                 now = job.runtime.clock()
-                await measurements.store_reports(session, removal.lane_id, reports, now=now)
+                await measurements.store_reports(session, removal.lane_id, page.reports, now=now)
     async with job.transaction() as session:
         named = await devices.named(session, removal.lane_id, most=most)
     return replace(removal, devices=named or None)
@@ -320,15 +337,25 @@ async def remove(job: Job, connector: Connector, removal: Removal, previous_id: 
     return replace(assignment, made_id=made_id, made_at=step.settled_at or job.runtime.clock())
 
 
-async def watch(job: Job, connector: Connector, removal: Removal, removed: Assignment) -> None:
-    """Store what every device says of the version that goes, and of the one that comes back."""
-    async for reports in connector.status(Action.REMOVE, removed):
-        async with job.transaction() as session:
-            await devices.store_removal(session, removal.lane_id, reports, now=job.runtime.clock())
+async def watch(job: Job, connector: Connector, removal: Removal, removed: Assignment) -> bool:
+    """Store what every device says of the version that goes, and of the one that comes back.
+
+    False: the plane is not done, and tells nothing of any device before it is.
+    """
+
+    async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
+        await devices.store_removal(session, removal.lane_id, reports, now=job.runtime.clock())
+
+    try:
+        if not await read_all(job, lambda mark: connector.status(Action.REMOVE, removed, after=mark), store):
+            raise PutOff(Again(reason="there is more to read"))
+    except NotReady:
+        return False
     if removed.previous_id is not None:
         async for reports in connector.returned(removed):
             async with job.transaction() as session:
                 await devices.store_return(session, removal.lane_id, reports, now=job.runtime.clock())
+    return True
 
 
 async def unassign(job: Job, connector: Connector, removal: Removal) -> None:

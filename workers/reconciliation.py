@@ -80,9 +80,9 @@ async def differences(job: Job, connector: Connector, look: Look) -> list[compar
     observed = await connector.observe(look.assignment)
     lost: list[tuple[str, str]] = []
     if look.settled and observed.assigned:
-        async for reports in connector.status(Action.ASSIGN, look.assignment):
+        async for page in connector.status(Action.ASSIGN, look.assignment):
             async with job.transaction() as session:
-                lost += await comparison.have_lost(session, look.lane_id, reports)
+                lost += await comparison.have_lost(session, look.lane_id, page.reports)
     return comparison.weigh(look, observed, lost)
 
 

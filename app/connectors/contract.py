@@ -262,6 +262,14 @@ class DeviceReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportPage:
+    """Some of what devices report. ``mark``: how far the reading has come, in the connector's own words."""
+
+    reports: Sequence[DeviceReport]
+    mark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """The answer to a real call: ``detail`` tells what was asked and who answered."""
 
@@ -353,10 +361,17 @@ class Connector(Protocol):
         """The devices the target holds now, in pages."""
         ...
 
-    def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    def status(
+        self, action: Action, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """What devices report of an assignment made by ``ASSIGN`` or ``REMOVE``, in pages.
 
+        ``after`` is the mark of a page that a reading not long ago had come to: what was read by then may be
+        left out. Devices that have come or gone since may be missed until the next reading.
         A device that ``REMOVE`` has reached says ``NOT_INSTALLED`` or ``REMOVE_FAILED``.
+
+        Raises:
+            NotReady: the plane tells nothing of any device before it is done with ``REMOVE``, and it is not.
         """
         ...
 

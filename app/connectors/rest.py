@@ -119,13 +119,26 @@ class Rest:
         self, path: str, *, params: Params | None = None, headers: Headers | None = None
     ) -> AsyncIterator[list[Json]]:
         """The collection page by page; only one page is held."""
-        following: str | None = path
+        async for items, _ in self.linked_pages(path, params=params, headers=headers):
+            yield items
+
+    async def linked_pages(
+        self,
+        path: str,
+        *,
+        params: Params | None = None,
+        headers: Headers | None = None,
+        link: str | None = None,
+    ) -> AsyncIterator[tuple[list[Json], str | None]]:
+        """Each page with the link to the next, None at the end; from such a ``link`` on, if it is given."""
         seen: set[str] = set()
+        following: str | None = path if link is None else self._checked(link, seen)
         while following is not None:
-            page = await self.get(following, params=params, headers=headers)
-            yield self.items_of(page)
-            link, params = page.get(self.link), None  # the link carries the query itself
+            # a link carries the query itself
+            page = await self.get(following, params=params if following == path else None, headers=headers)
+            link = page.get(self.link)
             following = None if link is None else self._checked(link, seen)
+            yield self.items_of(page), link
 
     async def every(
         self, path: str, *, params: Params | None = None, headers: Headers | None = None

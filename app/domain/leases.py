@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Interval, Result, Row, bindparam, func, null, select, text
+from sqlalchemy import ColumnElement, Interval, Result, Row, bindparam, func, null, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -39,7 +39,8 @@ from app.models.base import Json
 class Claimed:
     """An operation as the worker that holds it sees it. ``attempt`` counts this run too.
 
-    ``last_error`` is why the run before this one did not end it, as in ``operations.error``.
+    ``last_error`` is why the run before this one did not end it, as in ``operations.error``, ``checkpoint``
+    how far it came.
     """
 
     id: UUID
@@ -54,6 +55,7 @@ class Claimed:
     deadline: datetime | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     last_error: Json | None = None
+    checkpoint: Json | None = None
 
 
 class Beat(StrEnum):
@@ -74,10 +76,10 @@ CLAIM = (
     WHERE id = :id AND status IN ('QUEUED', 'WAITING') AND run_after <= clock_timestamp()
         AND NOT cancel_requested AND (deadline IS NULL OR deadline > clock_timestamp())
     RETURNING id, kind, subject_type, subject_id, deployment_id, correlation_id, attempt, max_attempts,
-        deferrals, fence, deadline, args, error
+        deferrals, fence, deadline, args, error, checkpoint
     """)
     .bindparams(bindparam("lease", type_=Interval()))
-    .columns(args=JSONB, error=JSONB)
+    .columns(args=JSONB, error=JSONB, checkpoint=JSONB)
 )
 RENEW = text(
     "UPDATE operations SET lease_until = clock_timestamp() + :lease, lived = lived OR :well"
@@ -127,6 +129,7 @@ def _as_claimed(row: Row[Any]) -> Claimed:
         deadline=row.deadline,
         args=MappingProxyType(row.args),
         last_error=row.error,
+        checkpoint=row.checkpoint,
     )
 
 
@@ -180,6 +183,16 @@ async def hold_alive(session: AsyncSession, claimed: Claimed) -> None:
     if not operation.lived:
         operation.lived = True
         await session.flush()
+
+
+async def keep_checkpoint(session: AsyncSession, claimed: Claimed, checkpoint: Json | None) -> None:
+    """Remember how far the work has come; None: whoever does it again begins at the beginning."""
+    kept = (
+        update(Operation)
+        .where(_mine(claimed))
+        .values(checkpoint=null() if checkpoint is None else checkpoint)
+    )
+    await session.execute(kept, execution_options={"synchronize_session": False})
 
 
 async def accuse(connection: Connection, claimed: Claimed) -> None:

@@ -41,6 +41,7 @@ class Operation(Base):
     clock. ``nudged``: while it ran, something changed that it may have found in its way. ``lived``: the run
     that was claimed last has written something, or a heartbeat, so it was no death of its own if its worker
     is lost. ``lost_with``: the ``lease_owner`` with which it was lost last, not having lived.
+    ``checkpoint``: how far it has come, for the run that follows one which did not end it.
     """
 
     __tablename__ = "operations"
@@ -98,6 +99,7 @@ class Operation(Base):
     nudged: Mapped[bool] = mapped_column(server_default=text("false"))
     lived: Mapped[bool] = mapped_column(server_default=text("false"))
     lost_with: Mapped[str | None]
+    checkpoint: Mapped[Json | None]
     correlation_id: Mapped[UUID]
     error: Mapped[Json | None]
     result: Mapped[Json | None]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small ways of driving a connector of any plane."""
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from app.connectors.catalogue import OpenConnector
-from app.connectors.contract import Action, App, Assignment, DeviceReport, InstallState
+from app.connectors.contract import Action, App, Assignment, DeviceReport, InstallState, ReportPage
 from tests.connectors.conftest import Sandbox, assignment
 
 
@@ -42,11 +43,19 @@ async def another_turn(connector: OpenConnector, made: Assignment) -> Assignment
     return replace(given, made_id=await connector.assign(given))
 
 
+async def reported(pages: AsyncIterator[ReportPage]) -> AsyncIterator[Sequence[DeviceReport]]:
+    """What a reading tells, page by page."""
+    async for page in pages:
+        yield page.reports
+
+
 async def reports(
     connector: OpenConnector, given: Assignment, action: Action = Action.ASSIGN
 ) -> dict[str, DeviceReport]:
     """The last word on each device."""
-    return {report.device_id: report async for page in connector.status(action, given) for report in page}
+    return {
+        report.device_id: report async for page in connector.status(action, given) for report in page.reports
+    }
 
 
 async def states(

@@ -25,6 +25,7 @@ from app.connectors.contract import (
     Member,
     Observed,
     Plane,
+    ReportPage,
 )
 from app.resilience import RetryProfile
 from app.resilience.errors import (
@@ -40,7 +41,7 @@ from app.resilience.errors import (
     TransientError,
 )
 from tests.connectors.conftest import PATIENT, Connect, MakeApp, Sandbox, assignment
-from tests.connectors.connecting import done, quick_fleet, ready, reports, states
+from tests.connectors.connecting import done, quick_fleet, ready, reported, reports, states
 from tests.connectors.samples import SAMPLES, Sample
 from tests.waiting import eventually
 
@@ -249,7 +250,7 @@ async def test_ten_thousand_devices_come_in_pages(
 
     asked: list[tuple[AsyncIterator[Sequence[Member | DeviceReport]], type]] = [
         (connector.members(sandbox.group()), Member),
-        (connector.status(Action.ASSIGN, installed), DeviceReport),
+        (reported(connector.status(Action.ASSIGN, installed)), DeviceReport),
     ]
     for pages, kind in asked:
         seen, most = set[str](), 0
@@ -258,6 +259,25 @@ async def test_ten_thousand_devices_come_in_pages(
             most = max(most, living(kind))
         assert len(seen) == 10_000
         assert most <= 2 * sample.page
+
+
+async def test_a_reading_goes_on_behind_a_mark(connect: Connect, sandbox: Sandbox, app: App) -> None:
+    quick_fleet(sandbox, devices=2_500)
+    connector = connect(profile=PATIENT)
+    installed = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
+    sandbox.advance(10)
+
+    pages = [page async for page in connector.status(Action.ASSIGN, installed)]
+    marked = next(number for number, page in enumerate(pages) if page.mark is not None)
+    behind = [page async for page in connector.status(Action.ASSIGN, installed, after=pages[marked].mark)]
+    at_the_end = [page async for page in connector.status(Action.ASSIGN, installed, after=pages[-1].mark)]
+
+    def devices(of: Sequence[ReportPage]) -> set[str]:
+        return {report.device_id for page in of for report in page.reports}
+
+    assert devices(pages[: marked + 1]) | devices(behind) == devices(pages)
+    assert len(devices(pages)) == 2_500
+    assert len(at_the_end) <= len(behind) < len(pages)
 
 
 def living(kind: type) -> int:

@@ -16,6 +16,7 @@ from app.resilience.errors import (
     PermanentError,
 )
 from tests.connectors.conftest import Make, MakeApp, Sandbox, assignment, published, upload
+from tests.connectors.connecting import reported
 from tests.connectors.contract_check import GRAPH
 
 APPS = "/deviceAppManagement/mobileApps"
@@ -273,7 +274,7 @@ async def test_devices_are_members_by_the_id_they_report_with(
     reports = [
         report
         async for page in intune.status(Action.ASSIGN, assignment(app, app_id, sandbox.group()))
-        for report in page
+        for report in page.reports
     ]
 
     assert len(members) == 80
@@ -366,7 +367,7 @@ def test_a_device_without_trouble_has_no_detail_and_no_code() -> None:
 async def states(intune: Intune, given: Assignment) -> dict[InstallState, list[DeviceReport]]:
     found: dict[InstallState, list[DeviceReport]] = {}
     async for page in intune.status(Action.ASSIGN, given):
-        for report in page:
+        for report in page.reports:
             found.setdefault(report.state, []).append(report)
     return found
 
@@ -382,7 +383,7 @@ async def test_three_thousand_devices_are_read_a_page_at_a_time(
 
     asked: list[tuple[AsyncIterator[Sequence[Member | DeviceReport]], type]] = [
         (intune.members(sandbox.group()), Member),
-        (intune.status(Action.ASSIGN, assignment(app, app_id, sandbox.group())), DeviceReport),
+        (reported(intune.status(Action.ASSIGN, assignment(app, app_id, sandbox.group()))), DeviceReport),
     ]
     for pages, kind in asked:
         seen: set[str] = set()

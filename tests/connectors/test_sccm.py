@@ -146,7 +146,7 @@ async def test_a_failed_machine_tells_its_code(connect: Connect, sandbox: Sandbo
     made = await done(connector, await ready(connector, app, sandbox), Action.ASSIGN)
     sandbox.advance(10)
 
-    told = [report async for page in connector.status(Action.ASSIGN, made) for report in page]
+    told = [report async for page in connector.status(Action.ASSIGN, made) for report in page.reports]
 
     assert len(told) == 20
     assert {report.error_code for report in told if report.state is InstallState.FAILED} == {"0x87D00324"}

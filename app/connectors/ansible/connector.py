@@ -23,12 +23,12 @@ from app.connectors.contract import (
     Call,
     Capability,
     Cost,
-    DeviceReport,
     Health,
     Manifest,
     Member,
     PackageKind,
     Plane,
+    ReportPage,
     Target,
     TargetKind,
     Verified,
@@ -301,21 +301,29 @@ class Ansible(AbsentParts):
         async for page in self._awx.pages(f"/{within.format(target.ref)}/", params=params):
             yield [Member(str(host["id"]), str(host["name"])) for host in page]
 
-    async def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    async def status(
+        self, action: Action, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """What the job did to each host, once its last event is counted; nothing before.
 
         Raises:
+            NotReady: the job that takes back is not over.
             PermanentError: the job broke off by itself, before it had a word for any host.
         """
         job = await self._awx.get(f"/jobs/{assignment.made_id}/")
         if job["status"] not in OVER or not job.get("event_processing_finished", True):
+            if action is Action.REMOVE:
+                raise NotReady(f"job {job['id']} is not over", service=SERVICE, retry_after=LOOK_AGAIN)
             return
-        told = False
+        told = after is not None
         params = {"order_by": "id", "page_size": str(PAGE)}
-        async for page in self._awx.pages(f"/jobs/{job['id']}/job_host_summaries/", params=params):
+        path = f"/jobs/{job['id']}/job_host_summaries/"
+        async for page, following in self._awx.linked_pages(path, params=params, link=after):
+            after = following or after
             told = told or bool(page)
             reasons = await self._reasons(job["id"], page)
-            yield [wire.report(row, reasons.get(row.get("host")), action) for row in page]
+            reports = [wire.report(row, reasons.get(row.get("host")), action) for row in page]
+            yield ReportPage(reports, mark=after)
         if not told and job["status"] in NO_HOSTS:
             words = (
                 f"job {job['id']} ended as {job['status']}: {job.get('job_explanation') or 'no reason given'}"

@@ -28,6 +28,7 @@ from app.connectors.contract import (
     PackageKind,
     Plane,
     RateLimit,
+    ReportPage,
     Target,
     TargetKind,
     UploadProgress,
@@ -304,26 +305,29 @@ class Intune(AbsentParts):
             if found.get("@odata.type") == wire.DEVICE and found.get("deviceId")
         }
 
-    def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    def status(
+        self, action: Action, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """The per-device report of the application; it has every ring's devices, and tells removals too."""
         del action
-        return self._report(assignment.external_id)
+        return self._report(assignment.external_id, skip=int(after or 0))
 
-    def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
         """The same of the version that comes back."""
-        return self._report(str(assignment.previous_id))
+        async for page in self._report(str(assignment.previous_id)):
+            yield page.reports
 
-    async def _report(self, external_id: str) -> AsyncIterator[Sequence[DeviceReport]]:
-        """Page by page, by a POST that only reads."""
-        skip, total, session = 0, 1, ""
+    async def _report(self, external_id: str, *, skip: int = 0) -> AsyncIterator[ReportPage]:
+        """Page by page, by a POST that only reads; a reading that goes on has a session of its own."""
+        total, session = skip + 1, ""
         while skip < total:
             body = wire.report_body(external_id, skip=skip, top=self._settings.page_rows, session=session)
             report = await self._graph.post(REPORT, body, safety=Safety.IDEMPOTENT)
             rows = wire.report_rows(report)
             if not rows:
                 return
-            yield rows
             skip, total = skip + len(rows), int(report.get("TotalRowCount", 0))
+            yield ReportPage(rows, mark=str(skip))
             session = report.get("SessionId") or ""
 
     async def find_version(self, app: App, version: str) -> str | None:

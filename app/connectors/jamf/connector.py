@@ -26,6 +26,7 @@ from app.connectors.contract import (
     Observed,
     PackageKind,
     Plane,
+    ReportPage,
     Target,
     TargetKind,
     UploadProgress,
@@ -243,9 +244,11 @@ class Jamf(AbsentParts):
         smart = await self._api.get(f"/v3/computer-groups/smart-group-membership/{target.ref}")
         return [str(number) for number in smart.get("members") or ()]
 
-    def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    def status(
+        self, action: Action, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """What the inventory shows of the version, and where it does not, what the policy's log says."""
-        return self._reports(action, assignment, assignment.app.version)
+        return self._reports(action, assignment, assignment.app.version, after=after)
 
     async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
         """The same of the version that comes back."""
@@ -253,19 +256,21 @@ class Jamf(AbsentParts):
         version = wire.version_of(found)
         if version is not None:
             async for page in self._reports(Action.ASSIGN, assignment, version):
-                yield page
+                yield page.reports
 
     async def _reports(
-        self, action: Action, assignment: Assignment, version: str
-    ) -> AsyncIterator[Sequence[DeviceReport]]:
+        self, action: Action, assignment: Assignment, version: str, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         named = assignment.devices
         known = await self._ids(assignment.target) if named is None else [one.device_id for one in named]
-        async for computers in self._computers(known, SOFTWARE):
+        left = sorted(int(number) for number in known if int(number) > int(after or 0))
+        async for computers in self._computers([str(number) for number in left], SOFTWARE):
             told: list[DeviceReport] = []
             for few in wire.chunks(computers, MANIFEST.max_concurrency):  # more would overrun our own queue
                 asked = (self._report(action, assignment, version, computer) for computer in few)
                 told += await asyncio.gather(*asked)
-            yield told
+            after = max((str(computer["id"]) for computer in computers), key=int, default=after)
+            yield ReportPage(told, mark=after)
 
     async def _report(
         self, action: Action, assignment: Assignment, version: str, computer: Json

@@ -103,10 +103,9 @@ class Api:
         return self._rest.made(answer)
 
     async def activities(
-        self, query: str, *, headers: Headers | None = None, rows: int = ROWS
+        self, query: str, *, headers: Headers | None = None, rows: int = ROWS, offset: int = 0
     ) -> AsyncIterator[Sequence[Json]]:
         """What the older API finds, in pages; its answers are lists without an end that is told."""
-        offset = 0
         while True:
             params = {"query": query, "limit": str(rows), "offset": str(offset)}
             page = self._listed(await self._action("GetActivities", params, headers=headers))

@@ -19,7 +19,6 @@ from app.connectors.contract import (
     Call,
     Capability,
     Cost,
-    DeviceReport,
     Health,
     InstallState,
     Manifest,
@@ -27,6 +26,7 @@ from app.connectors.contract import (
     Observed,
     PackageKind,
     Plane,
+    ReportPage,
     Target,
     TargetKind,
     Verified,
@@ -294,13 +294,20 @@ class Landscape(AbsentParts):
         params = {"query": where, "limit": str(rows)}
         return self._api.pages("/computers", params, headers=headers)
 
-    async def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    async def status(
+        self, action: Action, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """What became of each computer's part; then who had nothing to do: it is there, or gone, already."""
-        for number in _split(assignment.made_id):
-            async for children in self._api.activities(f"parent-id:{number}"):
-                yield [wire.report(child, assignment.app, action) for child in children]
+        numbers, (at, _, place) = _split(assignment.made_id), (after or "").partition(" ")
+        for number in numbers[numbers.index(at) if at in numbers else 0 :]:
+            offset = int(place) if number == at else 0
+            async for children in self._api.activities(f"parent-id:{number}", offset=offset):
+                offset += len(children)
+                after = f"{number} {offset}"
+                yield ReportPage([wire.report(child, assignment.app, action) for child in children], after)
         async for computers in self._packages(assignment, effect_headers(assignment)):
-            yield [told for computer in computers if (told := wire.truth(computer, assignment.app, action))]
+            told = (wire.truth(computer, assignment.app, action) for computer in computers)
+            yield ReportPage([report for report in told if report is not None], after)
 
     async def verify(self, action: Action, app: App, assignment: Assignment | None) -> Verified:
         """Ask by reads whether the effect is there."""

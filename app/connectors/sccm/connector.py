@@ -26,6 +26,7 @@ from app.connectors.contract import (
     Observed,
     PackageKind,
     Plane,
+    ReportPage,
     Target,
     TargetKind,
     Verified,
@@ -43,6 +44,8 @@ APPLICATIONS, DEPLOYMENTS = "SMS_Application", "SMS_ApplicationAssignment"
 MEMBERS, DETAILS = "SMS_FullCollectionMembership", "SMS_AppDeploymentAssetDetails"
 ERRORS, CONTENT = "SMS_AppDeploymentErrorAssetDetails", "SMS_ObjectContentExtraInfo"
 LOOK_AGAIN = 60.0
+FIRST = -1
+"""Less than the number of any machine."""
 """Seconds until a distribution that is under way is looked at again."""
 
 MANIFEST = Manifest(
@@ -136,13 +139,15 @@ class Sccm(AbsentParts):
         params = {"$filter": filters} if filters else {}
         return await self._service.every(f"/wmi/{of_class}", params=params, headers=headers)
 
-    async def _ascending(self, of_class: str, key: str, filters: str) -> AsyncIterator[list[Json]]:
+    async def _ascending(
+        self, of_class: str, key: str, filters: str, *, last: int = FIRST
+    ) -> AsyncIterator[list[Json]]:
         """Rows by a rising number, each page from the last row on.
 
         Neither ``$skip`` nor a link to the next page is documented; a service that ignores ``$top`` gives all
         at once, and then nothing.
         """
-        last, rows = -1, self._settings.page_rows
+        rows = self._settings.page_rows
         while True:
             params = {"$filter": f"{filters} and {key} gt {last}", "$orderby": key, "$top": str(rows)}
             page = self._service.items_of(await self._service.get(f"/wmi/{of_class}", params=params))
@@ -281,15 +286,18 @@ class Sccm(AbsentParts):
         async for page in self._ascending(MEMBERS, "ResourceID", wire.where(CollectionID=target.ref)):
             yield [wire.member(row) for row in page]
 
-    def status(self, action: Action, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    def status(
+        self, action: Action, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """Each machine's line of the deployment's status."""
-        return self._details(int(str(assignment.made_id)), action)
+        return self._details(int(str(assignment.made_id)), action, last=int(after or FIRST))
 
-    async def _details(self, number: int, action: Action) -> AsyncIterator[Sequence[DeviceReport]]:
+    async def _details(self, number: int, action: Action, *, last: int = FIRST) -> AsyncIterator[ReportPage]:
         of_this = wire.where(AssignmentID=number)
-        async for page in self._ascending(DETAILS, "MachineID", of_this):
+        async for page in self._ascending(DETAILS, "MachineID", of_this, last=last):
             codes = await self._codes(of_this, page)
-            yield [wire.report(row, codes.get(row["MachineID"]), action) for row in page]
+            reports = [wire.report(row, codes.get(row["MachineID"]), action) for row in page]
+            yield ReportPage(reports, mark=str(max(int(row["MachineID"]) for row in page)))
 
     async def _codes(self, of_this: str, page: Sequence[Json]) -> dict[int, int]:
         """The error codes of the page's machines that have one."""
@@ -303,7 +311,7 @@ class Sccm(AbsentParts):
         """The same of the deployments by which the previous version comes back."""
         for found in await self._offered(assignment):
             async for page in self._details(int(found["AssignmentID"]), Action.ASSIGN):
-                yield page
+                yield page.reports
 
     async def find_version(self, app: App, version: str) -> str | None:
         """The model name of the same application in that version, by its name with or without a version."""
