@@ -42,9 +42,13 @@ MADE_ONCE = {
 """What an effect makes at most one of, and a rollout at least one."""
 
 
-def quick_policy(folder: Path) -> str:
-    """A gate policy file with the demo's rates and clocks of fractions of a second."""
+def quick_policy(folder: Path, *, silence: float) -> str:
+    """A gate policy file with the demo's rates and clocks of fractions of a second.
+
+    ``silence``: seconds after which a device that says nothing has failed.
+    """
     document = DEMO.to_json() | {"name": "quick", "measure_first": 0.2, "measure_later": 0.2}
+    document["connectivity"] = dict.fromkeys(document["connectivity"], silence)
     for gate in document["gates"].values():
         gate["soak"] = min(gate["soak"], 0.4)
     path = folder / "quick-policy.json"
@@ -158,13 +162,15 @@ async def open_world(
     workers: int = 2,
     breakers: Mapping[str, BreakerSettings] | None = None,
     backoff: float = 1.0,
+    silence: float = 20.0,
 ) -> AsyncIterator[World]:
     """Start everything, with a small quick fleet and quick gates; stop it at the end.
 
     ``backoff`` as in the settings of workers: what waits for a plane looks again after 64 of them at most.
+    ``silence`` as in ``quick_policy``.
     """
     quick = {
-        "gate_policy": quick_policy(folder),
+        "gate_policy": quick_policy(folder, silence=silence),
         "worker": WorkerSettings(lease=4, heartbeat=1, completion_wait=3, backoff=backoff),
         "breakers": dict(breakers or {"intune": BreakerSettings(reset_timeout=5)}),
     }

@@ -316,6 +316,12 @@ FAULTS: tuple[Fault, ...] = (
         ),
     ),
     Fault(
+        "gate",
+        "a plane is away for longer than its devices may be silent, in the middle of a gate",
+        "the gate's numbers are those of a run without it",
+        ("tests/faults/test_planes.py::",),
+    ),
+    Fault(
         "clock",
         "workers' clocks are an hour off, both ways",
         "no device fails; one time is told",
