@@ -69,6 +69,12 @@ oldest_state = Gauge(
     ("machine", "state"),
     registry=registry,
 )
+relay_failures = Counter(
+    "eucora_relay_failures_total",
+    "Rounds of a relay that PostgreSQL or Redis broke off: work waits meanwhile and is not lost.",
+    ("step",),
+    registry=registry,
+)
 wake_ups = Counter("eucora_wake_ups_total", "Due operations pushed to the queues.", registry=registry)
 
 

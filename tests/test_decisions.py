@@ -325,7 +325,9 @@ async def test_two_hundred_orders_at_once_tell_one_story(world: World) -> None:
 
 async def insist(world: World, path: str) -> int:
     """One operator's order, given again as long as the service has too much to do."""
-    return await eventually(lambda: give(world, path), within=30, until=lambda status: status != BUSY, every=0.5)
+    return await eventually(
+        lambda: give(world, path), within=30, until=lambda status: status != BUSY, every=0.5
+    )
 
 
 async def give(world: World, path: str) -> int:

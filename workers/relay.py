@@ -69,6 +69,7 @@ class Relay:
             except BreakerOpen as error:
                 await asyncio.sleep(min(error.retry_after or wait, KEPT_AWAY))
             except Exception as error:  # noqa: BLE001 - servers come and go, the relay stays
+                telemetry.relay_failures.labels(step.__name__.strip("_")).inc()
                 log.warning("relay_failed", step=step.__name__, error=repr(error), again_in=wait)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, BACK_OFF[1])

@@ -25,7 +25,9 @@ router = APIRouter(prefix="/health", tags=["health"], route_class=Route)
 metrics_router = APIRouter(tags=["health"], route_class=Route)
 
 PATIENCE = 2.0
-"""Seconds a server has to answer a ping."""
+"""Seconds a server has to answer."""
+ASKED = "eucora:health"
+"""What is written to learn whether Redis takes anything."""
 
 
 class HealthStatus(StrEnum):
@@ -112,10 +114,10 @@ async def check_database(runtime: Runtime) -> CheckRead:
 
 
 async def check_cache(runtime: Runtime) -> CheckRead:
-    """Whether Redis answers in time; work that is accepted meanwhile waits in the database."""
+    """Whether Redis takes a write in time: a full one does not. What is accepted waits in the database."""
     try:
         async with asyncio.timeout(PATIENCE):
-            await runtime.redis.ping()
+            await runtime.redis.set(ASKED, "1", ex=60)
     except (RedisError, OSError) as error:
         return CheckRead(status=HealthStatus.DEGRADED, detail=describe(error))
     return CheckRead(status=HealthStatus.HEALTHY)

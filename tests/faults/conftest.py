@@ -6,16 +6,14 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
-from app.embedded import Server, embedded_valkey
+from app.embedded import Server
 from app.settings import Settings
-from tests.servers import scratch_data_folder
-from tests.workers.conftest import Bench, Workers, bench, workers
+from tests.workers.conftest import Bench, Workers, bench, crew, valkey, workers
 
-__all__ = ["Bench", "Workers", "bench", "workers"]
+__all__ = ["Bench", "Workers", "bench", "crew", "valkey", "workers"]
 
 
 @pytest.fixture
@@ -35,23 +33,7 @@ async def database(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
-async def valkey() -> AsyncIterator[Server]:
-    """A Valkey of the test's own, to be broken."""
-    with scratch_data_folder() as place:
-        async with embedded_valkey(place, report=print, durable=False) as server:
-            yield server
-
-
-@pytest.fixture
 async def redis(valkey: Server) -> AsyncIterator["Redis"]:
     """Its administrator."""
     async with Redis.from_url(valkey.url) as client:
         yield client
-
-
-@pytest.fixture
-async def crew(settings: Settings, valkey: Server, tmp_path: Path) -> AsyncIterator[Workers]:
-    """Workers on it."""
-    crew = Workers(settings.model_copy(update={"redis_url": SecretStr(valkey.url)}), tmp_path)
-    yield crew
-    await crew.stop()

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from app import telemetry
 from app.domain import operations, outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Subject
+from app.embedded import Server, embedded_valkey
 from app.models import Operation, OperationStatus
 from app.runtime import Runtime
 from app.settings import Settings
 from tests.sandbox.stage import Stage
+from tests.servers import scratch_data_folder
 from tests.waiting import eventually
 from tests.workers.jobs import TABLES
 from workers.context import JobFunction
@@ -119,6 +122,24 @@ async def rollout(settings: Settings, stage: Stage) -> AsyncIterator["Rollout"]:
 
     async with opened(settings, stage) as made:
         yield made
+
+
+@pytest.fixture
+async def valkey() -> AsyncIterator[Server]:
+    """A Valkey of the test's own, to be broken; it forgets everything when it stops."""
+    with scratch_data_folder() as place:
+        async with embedded_valkey(place, report=print, durable=False) as server:
+            yield server
+
+
+@pytest.fixture
+async def crew(settings: Settings, valkey: Server, tmp_path: Path) -> AsyncIterator["Workers"]:
+    """Workers on the Valkey that will be broken."""
+    crew = Workers(settings.model_copy(update={"redis_url": SecretStr(valkey.url)}), tmp_path)
+    yield crew
+    await crew.stop()
+    for worker in crew.started:
+        print(worker.said())  # noqa: T201
 
 
 async def make_tables(runtime: Runtime) -> None:

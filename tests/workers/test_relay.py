@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import telemetry
 from app.domain import approvals
 from app.domain.operations import OperationKind
 from app.models import ApprovalStatus, Operation, OperationStatus
@@ -79,8 +80,15 @@ async def test_a_relay_outlives_a_redis_that_is_not_there(
 ) -> None:
     away = SecretStr(f"redis://127.0.0.1:{unused_tcp_port}/0")
     own = settings.model_copy(update={"redis_url": away})
+    before = failures_counted()
     async with open_runtime(own, process="test") as runtime, relaying(runtime) as events:
         await eventually(lambda: events().count("relay_failed") >= 2, within=20)
+    assert failures_counted() >= before + 2
+
+
+def failures_counted() -> float:
+    """What an alert would look at."""
+    return telemetry.registry.get_sample_value("eucora_relay_failures_total", {"step": "ring"}) or 0.0
 
 
 async def test_a_relay_waits_while_the_database_is_kept_away_from_and_goes_on_then(

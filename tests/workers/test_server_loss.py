@@ -3,17 +3,15 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
 from app import admin
-from app.embedded import Server, embedded_postgres, embedded_valkey
+from app.embedded import Server, embedded_postgres
 from app.models import OperationStatus
 from app.runtime import open_runtime
 from app.settings import Settings
@@ -21,24 +19,6 @@ from tests.servers import scratch_data_folder
 from tests.waiting import eventually
 from tests.workers.conftest import Bench, Workers, make_tables
 from workers import queues
-
-
-@pytest.fixture
-async def valkey() -> AsyncIterator[Server]:
-    """A Valkey of the test's own that forgets everything when it stops."""
-    with scratch_data_folder() as place:
-        async with embedded_valkey(place, report=print, durable=False) as server:
-            yield server
-
-
-@pytest.fixture
-async def crew(settings: Settings, valkey: Server, tmp_path: Path) -> AsyncIterator[Workers]:
-    """Workers on the Valkey that will be lost."""
-    crew = Workers(settings.model_copy(update={"redis_url": SecretStr(valkey.url)}), tmp_path)
-    yield crew
-    await crew.stop()
-    for worker in crew.started:
-        print(worker.said())  # noqa: T201
 
 
 async def succeeded(bench: Bench) -> int:
