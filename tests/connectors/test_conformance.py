@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from email.utils import formatdate
 from math import ceil
 from typing import Any
 
@@ -321,15 +320,11 @@ async def test_every_odd_answer_has_its_class(
     assert isinstance(raised.value, expected)
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_a_short_throttle_is_waited_for(
-    connect: Connect, sample: Sample, sandbox: Sandbox, form: str
-) -> None:
+async def test_a_short_throttle_is_waited_for(connect: Connect, sample: Sample, sandbox: Sandbox) -> None:
     connector = connect()
     await connector.check()
     started = time.monotonic()
-    until = {"seconds": "1", "date": formatdate(time.time() + 2, usegmt=True)}
-    sandbox.faults({"path": sample.api, "status": 429, "headers": {"Retry-After": until[form]}})
+    sandbox.faults({"path": sample.api, "status": 429, "headers": {"Retry-After": "1"}})
     checking = asyncio.create_task(connector.check())
     await eventually(lambda: any(seen.status == 429 for seen in sandbox.recorder.exchanges), within=5)
     sandbox.faults()

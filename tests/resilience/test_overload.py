@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.resilience import NO_RETRY, BreakerState, ResilientClient, ServiceBreaker, deadline
 from app.resilience.errors import DeadlineExceeded, LocalSaturation
@@ -17,7 +18,6 @@ from tests.resilience.misbehaving import answer, misbehaving, slowly
 from tests.resilience.parity import checked_out
 from tests.waiting import eventually
 
-SECONDS = 20.0
 SLOTS = 5
 SERVICE_TIME = 0.1
 CAPACITY = SLOTS / SERVICE_TIME
@@ -52,10 +52,10 @@ def caller(client: ResilientClient, chance: random.Random) -> Coroutine[None, No
     return chosen
 
 
-async def overload(client: ResilientClient, chance: random.Random) -> Counter[type]:
+async def overload(client: ResilientClient, chance: random.Random, *, seconds: float) -> Counter[type]:
     """Offer calls at an even rate, whatever becomes of them, and cancel every fourth at some moment."""
     loop, began, calls = asyncio.get_running_loop(), time.monotonic(), list[asyncio.Task[httpx.Response]]()
-    while (passed := time.monotonic() - began) < SECONDS:
+    while (passed := time.monotonic() - began) < seconds:
         while len(calls) < passed * OFFERED:
             calls.append(asyncio.create_task(caller(client, chance)))
             if chance.random() < 0.25:
@@ -69,21 +69,22 @@ def open_files() -> int:
     return len([*Path("/dev/fd").iterdir()])
 
 
-async def test_no_slot_is_lost_and_half_of_the_capacity_does_good(make: Make) -> None:
+@pytest.mark.parametrize("seconds", [8.0, pytest.param(120.0, marks=pytest.mark.long)])
+async def test_no_slot_is_lost_and_half_of_the_capacity_does_good(make: Make, seconds: float) -> None:
     breaker, tasks, files = ServiceBreaker("intune"), asyncio.all_tasks(), open_files()
     async with misbehaving(slowly(answer(), SERVICE_TIME)) as server:
         client = make(server, profile=NO_RETRY, breaker=breaker, max_concurrency=SLOTS)
 
-        outcomes = await overload(client, random.Random(50))
+        outcomes = await overload(client, random.Random(50), seconds=seconds)
         left = checked_out(client), client._guard.bulkhead.held
         server.most_at_once = 0
         following = await asyncio.gather(*(client.get("/") for _ in range(SLOTS)))
         await client.aclose()
 
     assert outcomes.keys() <= EXPECTED, outcomes
-    assert outcomes.total() > 0.9 * OFFERED * SECONDS
+    assert outcomes.total() > 0.9 * OFFERED * seconds
     assert all(outcomes[kind] > 0 for kind in EXPECTED), outcomes
-    assert outcomes[httpx.Response] >= 0.5 * CAPACITY * SECONDS, outcomes
+    assert outcomes[httpx.Response] >= 0.5 * CAPACITY * seconds, outcomes
     assert left == (0, 0)
     assert [response.status_code for response in following] == [200] * SLOTS
     assert server.most_at_once == SLOTS
