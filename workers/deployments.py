@@ -228,9 +228,7 @@ async def read_lane(job: Job, measurement: Measurement) -> bool:
     async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
         await measurements.store_reports(session, measurement.lane_id, reports, now=job.runtime.clock())
 
-    return await read_all(
-        job, lambda mark: connector.status(Action.ASSIGN, measurement.assignment, after=mark), store
-    )
+    return await read_all(job, connector, Action.ASSIGN, measurement.assignment, store)
 
 
 async def execute_rollback(job: Job) -> Outcome:
@@ -347,7 +345,7 @@ async def watch(job: Job, connector: Connector, removal: Removal, removed: Assig
         await devices.store_removal(session, removal.lane_id, reports, now=job.runtime.clock())
 
     try:
-        if not await read_all(job, lambda mark: connector.status(Action.REMOVE, removed, after=mark), store):
+        if not await read_all(job, connector, Action.REMOVE, removed, store):
             raise PutOff(Again(reason="there is more to read"))
     except NotReady:
         return False

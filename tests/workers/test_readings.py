@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lane of many pages whose reading is interrupted, against a sandbox plane."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
@@ -60,15 +61,17 @@ async def test_a_reading_that_takes_longer_than_one_run_comes_to_its_end(rollout
     assert (await rollout.whole()).lanes[0].verdict is not None
 
 
-async def test_what_was_read_long_ago_is_read_again(rollout: Rollout) -> None:
+LONG_AGO = {"at": (datetime.now(UTC) - READ_ON - timedelta(seconds=1)).isoformat()}
+ANOTHER = {"what": "assign another"}
+
+
+@pytest.mark.parametrize("kept", [LONG_AGO, ANOTHER], ids=["long ago", "of another assignment"])
+async def test_what_was_read_then_is_read_again(rollout: Rollout, kept: dict[str, str]) -> None:
     before = await pages_read(rollout)
     first = await measure(rollout)
     async with rollout.runtime.transaction() as session:
-        old = rollout.runtime.clock() - READ_ON - timedelta(seconds=1)
-        change = (
-            "UPDATE operations SET checkpoint = checkpoint || jsonb_build_object('at', CAST(:at AS text))"
-        )
-        await session.execute(text(f"{change} WHERE id = :id"), {"at": old.isoformat(), "id": first.id})
+        change = "UPDATE operations SET checkpoint = checkpoint || CAST(:kept AS jsonb) WHERE id = :id"
+        await session.execute(text(change), {"kept": json.dumps(kept), "id": first.id})
 
     await rollout.run(OperationKind.MEASURE_RING)
 
