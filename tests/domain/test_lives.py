@@ -17,14 +17,35 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import deployments, dispatch, effects, lanes, leases, operations, outcomes, pushes, sweeping
+from app.domain import (
+    deployments,
+    devices,
+    dispatch,
+    effects,
+    lanes,
+    leases,
+    operations,
+    outcomes,
+    pushes,
+    sweeping,
+)
+from app.domain.effects import Planned
 from app.domain.leases import Claimed
 from app.domain.operations import Failure
 from app.domain.pushes import Push
 from app.domain.sweeping import Times
 from app.errors import ControlPlaneError, LeaseLost
-from app.models import Deployment, DeviceResult, DeviceState, Effect, EffectState, Operation, OperationStatus
-from tests.domain.test_operators import INTENTS, LIMITS, STEPS, check
+from app.models import (
+    Deployment,
+    DeviceResult,
+    DeviceState,
+    Effect,
+    EffectState,
+    Operation,
+    OperationStatus,
+    RingDeployment,
+)
+from tests.domain.test_operators import INTENTS, LIMITS, STEPS, check, members_of
 from tests.factories import NOON, make_deployment
 
 LEASE = timedelta(seconds=15)
@@ -35,10 +56,12 @@ MONTH = timedelta(days=30)
 
 @dataclass(slots=True)
 class Life:
-    """A deployment, the runs that workers hold, and those they have lost."""
+    """The runs that workers hold, those they have lost, and what the plane has done by the effects' keys."""
 
     held: list[Claimed] = field(default_factory=list)
     lost: list[Claimed] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    deaths: int = 0
 
 
 Event = Callable[[AsyncSession, Deployment, datetime, Life], Awaitable[None]]
@@ -100,8 +123,43 @@ async def write_late(session: AsyncSession, deployment: Deployment, _: datetime,
     assert (await deployments.get(session, deployment.id)).version == version
 
 
-async def die_after_sending(session: AsyncSession, deployment: Deployment, now: datetime, _: Life) -> None:
-    """A push writes that it is about to publish, or assign, and is never heard of again."""
+async def push(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
+    """The lanes' pushes go on, as jobs do it: what is in doubt is not sent before the plane was asked."""
+    for lane in deployment.lanes:
+        if lane.operation_id is None or lane.pushed_at is not None:
+            continue
+        begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
+        if not isinstance(begun, Push):
+            continue
+        await devices.store_members(session, lane.id, members_of(lane, now), now=now)
+        for step in begun.steps.values():
+            if not step.done and not await carry_out(session, lane, step, now, life):
+                break
+        else:
+            await pushes.confirm_push(session, lane.id, external_id="app-1", now=now)
+
+
+async def carry_out(
+    session: AsyncSession, lane: RingDeployment, step: Planned, now: datetime, life: Life
+) -> bool:
+    """One effect of a push; False if it must not be sent yet."""
+    if step.doubtful and step.absent_at is None:
+        return False
+    if await pushes.permit_push(session, lane.id, step.action, now=now, limits=LIMITS) is not None:
+        return False
+    assert step.key not in life.done, "done twice"
+    assert lane.operation_id is not None
+    await effects.sent(session, step.id, operation_id=lane.operation_id, now=now)
+    life.done.add(step.key)
+    await effects.confirmed(session, step.id, external_id="app-1", now=now)
+    return True
+
+
+async def die_after_sending(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
+    """A push writes that it is about to publish, or assign, and is never heard of again.
+
+    Every other time the plane got it.
+    """
     for lane in deployment.lanes:
         if lane.operation_id is None or lane.pushed_at is not None:
             continue
@@ -116,14 +174,17 @@ async def die_after_sending(session: AsyncSession, deployment: Deployment, now: 
         held = await pushes.permit_push(session, lane.id, step.action, now=now, limits=LIMITS)
         if held is None:
             await effects.sent(session, step.id, operation_id=lane.operation_id, now=now)
+            life.deaths += 1
+            if life.deaths % 2 == 0:
+                life.done.add(step.key)
         return
 
 
-async def ask_the_plane(session: AsyncSession, deployment: Deployment, now: datetime, _: Life) -> None:
-    """What is in doubt turns out to be there, for every other one, or not: then it may be sent again."""
+async def ask_the_plane(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
+    """What is in doubt turns out to be there, or not: then it may be sent again."""
     query = select(Effect).where(Effect.deployment_id == deployment.id, Effect.state.in_(effects.DOUBTFUL))
-    for number, effect in enumerate((await session.scalars(query.order_by(Effect.id))).all()):
-        if number % 2 == 0:
+    for effect in (await session.scalars(query.order_by(Effect.id))).all():
+        if effect.key in life.done:
             await effects.confirmed(session, effect.id, external_id="app-1", now=now)
         else:
             await effects.absent(session, effect.id, now=now)
@@ -150,6 +211,7 @@ async def sweep(session: AsyncSession, _: Deployment, now: datetime, life: Life)
 
 
 OUTAGES: dict[str, Event] = {
+    "push": push,
     "claim": claim,
     "the plane is away": go_away,
     "workers crash": crash,
@@ -191,7 +253,7 @@ async def test_no_life_breaks_a_promise(
 async def live(session: AsyncSession, deployment: Deployment, name: str, now: datetime, life: Life) -> None:
     """One step; a refusal is the product's own, and leaves nothing behind. No outage fails a device."""
     deployment_id, version = deployment.id, deployment.version
-    failed = await failed_devices(session)
+    failed, done = await failed_devices(session), set(life.done)
     try:
         async with session.begin_nested():
             if name in OUTAGES:
@@ -200,6 +262,7 @@ async def live(session: AsyncSession, deployment: Deployment, name: str, now: da
             else:
                 await STEPS[name](session, deployment, now)
     except ControlPlaneError:
+        life.done = done
         session.expire_all()
         assert (await deployments.get(session, deployment_id)).version == version
 

@@ -37,7 +37,16 @@ from app.domain.promotion import Override
 from app.domain.pushes import Push
 from app.domain.rollback import Progress
 from app.errors import ControlPlaneError
-from app.models import Deployment, DeploymentStatus, Event, LaneStatus, Operation, Promotion, Ring
+from app.models import (
+    Deployment,
+    DeploymentStatus,
+    Event,
+    LaneStatus,
+    Operation,
+    Promotion,
+    Ring,
+    RingDeployment,
+)
 from tests.domain.steps import measure
 from tests.factories import FACTORS, NOON, RISK_62, make_deployment, manifest
 
@@ -55,9 +64,7 @@ async def push_all(session: AsyncSession, deployment: Deployment, now: datetime)
         begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
         if not isinstance(begun, Push):
             continue
-        names = [f"{lane.ring}-{lane.plane}-{number}" for number in range(3)]
-        members = [Member(name, name, now) for name in names]
-        await devices.store_members(session, lane.id, members, now=now)
+        await devices.store_members(session, lane.id, members_of(lane, now), now=now)
         for action, step in begun.steps.items():
             if step.done:
                 continue
@@ -68,6 +75,12 @@ async def push_all(session: AsyncSession, deployment: Deployment, now: datetime)
             await effects.confirmed(session, step.id, external_id="app-1", now=now)
         else:
             await pushes.confirm_push(session, lane.id, external_id="app-1", now=now)
+
+
+def members_of(lane: RingDeployment, now: datetime) -> list[Member]:
+    """Three devices of the lane's own."""
+    names = [f"{lane.ring}-{lane.plane}-{number}" for number in range(3)]
+    return [Member(name, name, now) for name in names]
 
 
 def measuring(state: InstallState, share: int) -> Step:
