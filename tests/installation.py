@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,25 @@ class World:
             until=lambda now: now["status"] in into,
             every=0.1,
         )
+
+    async def begun(self, deployment: Json, *, ring: int = 0, within: float = 60) -> None:
+        """Wait until something of the deployment's ring, by its number, has been done."""
+        await eventually(
+            lambda: self.client.deployment(deployment["id"]),
+            within=within,
+            until=lambda now: now["lanes"][ring]["status"] != "PENDING",
+            every=0.1,
+        )
+
+    async def all_complete(self, submitted: Sequence[Json]) -> None:
+        """Every one, with no device failed, each change made once, and its whole story told."""
+        done = [await self.ended(deployment, within=90) for deployment in submitted]
+        assert {deployment["status"] for deployment in done} == {"COMPLETED"}
+        assert {lane["failure_count"] for deployment in done for lane in deployment["lanes"]} == {0}
+        for deployment in done:
+            await self.one_object_each(deployment)
+            told = await self.client.every(f"/deployments/{deployment['id']}/events")
+            assert [event["sequence"] for event in told] == list(range(1, len(told) + 1))
 
     async def control(self, plane: str, what: str, body: object = None) -> Any:
         """Ask a plane's control, or tell it something."""

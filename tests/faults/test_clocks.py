@@ -13,7 +13,7 @@ from tests.faults.conftest import Workers
 from tests.faults.test_steps import OVER, made_once
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
-from tests.workers.rollouts import Rollout, opened
+from tests.workers.rollouts import opened
 
 AGES = """
     SELECT max(abs(extract(epoch FROM clock_timestamp() - at))) FROM events
@@ -37,9 +37,7 @@ async def test_workers_an_hour_ahead_and_behind_fail_no_device_and_tell_one_time
         await asyncio.gather(*(crew.start(lease=4, heartbeat=1) for crew in crews))
 
         await rollout.submit(stage.url)
-        status = await eventually(
-            lambda: state(rollout), until=lambda status: status in OVER, within=40, every=0.1
-        )
+        status = await eventually(rollout.status, until=lambda status: status in OVER, within=40, every=0.1)
 
         assert status is DeploymentStatus.COMPLETED
         assert [lane.failure_count for lane in (await rollout.whole()).lanes] == [0]
@@ -49,7 +47,3 @@ async def test_workers_an_hour_ahead_and_behind_fail_no_device_and_tell_one_time
         await made_once(rollout)
         for crew in crews:
             await crew.stop()
-
-
-async def state(rollout: Rollout) -> DeploymentStatus:
-    return (await rollout.whole()).status

@@ -11,7 +11,7 @@ from tests.faults.test_steps import OVER, PRODUCT, made_once
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
 from tests.wire import Wire, wired
-from tests.workers.rollouts import Rollout, opened
+from tests.workers.rollouts import opened
 
 
 class LosesCommit(Wire):
@@ -45,13 +45,9 @@ async def test_a_worker_whose_commit_was_carried_out_unheard_does_nothing_twice(
             workers = Workers(cut, own.data_dir, command=PRODUCT)
             await workers.start(lease=1.5, heartbeat=0.4)
             status = await eventually(
-                lambda: state(rollout), until=lambda status: status in OVER, within=60, every=0.1
+                rollout.status, until=lambda status: status in OVER, within=60, every=0.1
             )
             await workers.stop()
 
         assert status is DeploymentStatus.COMPLETED
         await made_once(rollout)
-
-
-async def state(rollout: Rollout) -> DeploymentStatus:
-    return (await rollout.whole()).status

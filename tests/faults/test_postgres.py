@@ -4,7 +4,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -12,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from app.client import Json, Refused
+from app.client import Refused
 from app.domain.dispatch import Due
 from app.domain.operations import OperationKind
 from app.models import OperationStatus
@@ -47,11 +46,7 @@ async def test_an_outage_in_the_middle_of_rollouts_is_told_and_costs_no_device(
     await world.faults({"path": "*", "latency": 0.1})
     names = [f"Through {seconds} s {number}" for number in range(4)]
     submitted = [await world.submit(app_name=name, target_ring="PILOT") for name in names]
-    await eventually(
-        lambda: world.client.deployment(submitted[0]["id"]),
-        until=lambda now: now["lanes"][0]["status"] != "PENDING",
-        within=20,
-    )
+    await world.begun(submitted[0])
 
     gate.shut()
     began = time.monotonic()
@@ -60,7 +55,7 @@ async def test_an_outage_in_the_middle_of_rollouts_is_told_and_costs_no_device(
     await gate.open()
     await eventually(lambda: answers(world), within=20, every=0.2)
 
-    await all_complete(world, submitted)
+    await world.all_complete(submitted)
 
 
 @pytest.mark.long
@@ -71,26 +66,11 @@ async def test_a_postgresql_that_crashes_in_the_middle_of_rollouts_costs_no_devi
         names = [f"Crashed {number}" for number in range(4)]
         submitted = [await world.submit(app_name=name, target_ring="PILOT") for name in names]
         for ring in range(2):
-            await eventually(partial(has_begun, world, submitted[0], ring), within=60, every=0.1)
+            await world.begun(submitted[0], ring=ring)
             crash_postgres(world)
             await eventually(lambda: answers(world), within=30, every=0.2)
 
-        await all_complete(world, submitted)
-
-
-async def has_begun(world: World, deployment: Json, ring: int) -> bool:
-    now = await world.client.deployment(deployment["id"])
-    return str(now["lanes"][ring]["status"]) != "PENDING"
-
-
-async def all_complete(world: World, submitted: list[Json]) -> None:
-    """Every one, with no device failed, each change made once, and its whole story told."""
-    done = [await world.ended(deployment, within=90) for deployment in submitted]
-    assert {deployment["status"] for deployment in done} == {"COMPLETED"}
-    assert {lane["failure_count"] for deployment in done for lane in deployment["lanes"]} == {0}
-    for deployment in done:
-        await world.one_object_each(deployment)
-        assert await gapless(world, deployment)
+        await world.all_complete(submitted)
 
 
 @pytest.mark.long
@@ -133,8 +113,3 @@ async def refused(world: World) -> bool:
         health = await http.get("/health/")
     told = answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
     return told and health.status_code == 503
-
-
-async def gapless(world: World, deployment: Json) -> bool:
-    told = await world.client.every(f"/deployments/{deployment['id']}/events")
-    return [event["sequence"] for event in told] == list(range(1, len(told) + 1))

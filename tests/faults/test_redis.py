@@ -13,7 +13,6 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from app.client import Json
 from app.embedded import Server, embedded_valkey
 from app.settings import Settings
 from tests.faults.conftest import Bench, Workers
@@ -158,7 +157,7 @@ async def test_rollouts_go_on_and_are_accepted_at_once_whatever_becomes_of_redis
     submitted = [
         await world.submit(app_name=f"{broken.__name__} {number}", target_ring="PILOT") for number in range(3)
     ]
-    await eventually(partial(begun, world, submitted[0]), within=20)
+    await world.begun(submitted[0])
 
     async with broken(server):
         until = time.monotonic() + seconds
@@ -173,13 +172,4 @@ async def test_rollouts_go_on_and_are_accepted_at_once_whatever_becomes_of_redis
             await asyncio.sleep(0.5)
     assert seen in told <= {"healthy", "degraded"}
 
-    ended = [await world.ended(deployment, within=90) for deployment in submitted]
-    assert {deployment["status"] for deployment in ended} == {"COMPLETED"}
-    assert {lane["failure_count"] for deployment in ended for lane in deployment["lanes"]} == {0}
-    for deployment in ended:
-        await world.one_object_each(deployment)
-
-
-async def begun(world: World, deployment: Json) -> bool:
-    now = await world.client.deployment(deployment["id"])
-    return str(now["lanes"][0]["status"]) != "PENDING"
+    await world.all_complete(submitted)

@@ -18,7 +18,7 @@ from app.connectors.packages import PACKAGE
 from app.domain import deployments, effects, intents, operations
 from app.domain.intents import KnownTarget, Surroundings
 from app.domain.operations import OperationKind
-from app.models import Deployment, Operation, OperationStatus, Ring, new_id
+from app.models import Deployment, DeploymentStatus, Operation, OperationStatus, Ring, new_id
 from app.runtime import Runtime, open_runtime
 from app.sandbox_targets import sandbox_targets
 from app.settings import Settings
@@ -66,6 +66,9 @@ class Rollout:
     async def whole(self) -> Deployment:
         async with self.runtime.transaction() as session:
             return await deployments.get(session, self.id)
+
+    async def status(self) -> DeploymentStatus:
+        return (await self.whole()).status
 
     async def run(self, kind: OperationKind) -> Operation:
         """The newest operation of a kind, run until it ends or waits for nothing but somebody else."""
