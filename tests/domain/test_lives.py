@@ -12,11 +12,12 @@ from uuid import UUID
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.connectors.contract import Plane
 from app.domain import (
     deployments,
     devices,
@@ -43,10 +44,12 @@ from app.models import (
     EffectState,
     Operation,
     OperationStatus,
+    Promotion,
+    Ring,
     RingDeployment,
 )
 from tests.domain.test_operators import INTENTS, LIMITS, STEPS, check, members_of
-from tests.factories import NOON, make_deployment
+from tests.factories import FACTORS, NOON, make_deployment
 
 LEASE = timedelta(seconds=15)
 AWAY = Failure("transient", "circuit_open", "intune is kept away from", "intune")
@@ -148,6 +151,7 @@ async def carry_out(
     if await pushes.permit_push(session, lane.id, step.action, now=now, limits=LIMITS) is not None:
         return False
     assert step.key not in life.done, "done twice"
+    hypothesis.event("sent again" if step.doubtful else "sent")
     assert lane.operation_id is not None
     await effects.sent(session, step.id, operation_id=lane.operation_id, now=now)
     life.done.add(step.key)
@@ -221,6 +225,22 @@ OUTAGES: dict[str, Event] = {
     "deadlines pass": run_out,
     "sweep": sweep,
 }
+AUTOMATIC = {
+    "planes": (Plane.INTUNE,),
+    "target_ring": Ring.LAB,
+    "promotion": Promotion.AUTOMATIC,
+    "risk_factors": FACTORS,
+}
+SENT_TWICE = ["dies after sending", "the plane is asked", "push", "all succeed"]
+NOT_SENT_AGAIN = [
+    "dies after sending",
+    "the plane is asked",
+    "push",
+    "dies after sending",
+    "push",
+    "the plane is asked",
+]
+"""The plane had not got the first, and has got the second."""
 LIKELY = ["push", "all succeed", "claim", "workers crash"] * 3 + list(OUTAGES) * 2 + list(STEPS)
 
 
@@ -230,6 +250,8 @@ LIKELY = ["push", "all succeed", "claim", "workers crash"] * 3 + list(OUTAGES) *
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     print_blob=True,
 )
+@example(AUTOMATIC, [(step, 1) for step in SENT_TWICE])
+@example(AUTOMATIC, [(step, 1) for step in [*NOT_SENT_AGAIN, "push"]])
 @given(INTENTS, st.lists(st.tuples(st.sampled_from(LIKELY), st.integers(0, 5)), min_size=5, max_size=30))
 async def test_no_life_breaks_a_promise(
     session: AsyncSession, intent: dict[str, object], steps: list[tuple[str, int]]
