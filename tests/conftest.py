@@ -27,12 +27,22 @@ for name in [name for name in os.environ if name.startswith("EUCORA_")]:
         del os.environ[name]
 
 
-LONG_STORIES = ("test_five_planes.py", "test_journeys.py", "test_survival.py")
+LONGEST = (
+    "test_processes.py",
+    "test_journeys.py",
+    "test_conformance.py",
+    "test_fleet_processes.py",
+    "test_embedded.py",
+    "test_five_planes.py",
+    "test_decisions.py",
+    "test_calls_out.py",
+    "test_survival.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that nobody waits for it alone at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG_STORIES)
+    """The files that take longest begin first, so that nobody waits for one alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
