@@ -198,11 +198,12 @@ def with_file(package: Any, described: Any) -> Any:
     return {"uri": described["uri"], "sha256": described["sha256"], **package} if has_content else package
 
 
-async def upload(connector: Intune, app: App, app_id: str) -> list[dict[str, Any]]:
-    """The whole upload; its checkpoints as they would be stored."""
-    return [
-        json.loads(json.dumps(progress.checkpoint)) async for progress in connector.upload(app, app_id, None)
-    ]
+async def upload(
+    connector: Intune, app: App, app_id: str, checkpoint: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The whole upload, or what is left of it; its checkpoints as they would be stored."""
+    steps = connector.upload(app, app_id, checkpoint)
+    return [json.loads(json.dumps(progress.checkpoint)) async for progress in steps]
 
 
 async def published(connector: Intune, app: App) -> str:

@@ -76,15 +76,35 @@ async def test_an_upload_goes_on_elsewhere_after_any_checkpoint(
     assert blob_requests(sandbox) == [5 + 1] * (steps + 1)
 
 
-async def stopped_after(connector: Intune, app: App, app_id: str, values: int) -> dict[str, Any]:
-    """The checkpoint of a worker that was stopped after so many values, as it was stored."""
+async def test_an_upload_goes_on_whose_checkpoint_was_stored_long_before_the_end(
+    make: Make, make_app: MakeApp, sandbox: Sandbox
+) -> None:
+    sandbox.faults(throttle=False)
+    whole = make_app()
+    steps = len(await upload(make(), whole, await make().publish(whole)))
+    for stop in range(1, steps + 1):
+        for stored in {1, min(2, stop), max(1, stop // 2)}:
+            app, elsewhere = make_app(), make()
+            app_id = await elsewhere.publish(app)
+            checkpoint = await stopped_after(make(), app, app_id, stop, stored=stored)
+
+            async with asyncio.timeout(10):
+                await upload(elsewhere, app, app_id, checkpoint)
+
+            assert (await elsewhere.verify(Action.UPLOAD, app, None)).holds, (stop, stored)
+
+
+async def stopped_after(
+    connector: Intune, app: App, app_id: str, values: int, *, stored: int = 0
+) -> dict[str, Any]:
+    """The checkpoint of a worker that was stopped after so many values: the last, or the ``stored`` one."""
     seen: list[str] = []
     async with aclosing(connector.upload(app, app_id, None)) as steps:
         async for progress in steps:
             seen.append(json.dumps(progress.checkpoint))
             if len(seen) >= values:
                 break
-    return dict(json.loads(seen[-1]))
+    return dict(json.loads(seen[stored - 1]))
 
 
 def blob_requests(sandbox: Sandbox) -> list[int]:

@@ -171,13 +171,13 @@ class Upload:
         """The content file to fill: the checkpoint's, or one that an earlier run made, or a new one."""
         if state.seal == content.seal and state.file is not None:
             file = await self._graph.get(self._file(state), headers=self._headers)
-            if file.get("uploadState") == COMMITTED or not _has_failed(file):
-                return state
+            if not _has_failed(file):
+                return _as_far_as(file, state)
         fresh = await self._find_file(content) or await self._create_file(content)
-        return replace(fresh, phase=Phase.BLOCKS, seal=content.seal, size=content.size_encrypted)
+        return replace(fresh, seal=content.seal, size=content.size_encrypted)
 
     async def _find_file(self, content: Content) -> Checkpoint | None:
-        """A file of this content whose creation was answered into the void."""
+        """A file of this content that no checkpoint tells of: its creation was answered into the void, say."""
         async for versions in self._graph.pages(self._versions, headers=self._headers):
             for version in versions:
                 async for files in self._graph.pages(
@@ -185,12 +185,13 @@ class Upload:
                 ):
                     for file in files:
                         if self._is_ours(file, content):
-                            return Checkpoint(version=str(version["id"]), file=str(file["id"]))
+                            found = Checkpoint(Phase.BLOCKS, version=str(version["id"]), file=str(file["id"]))
+                            return _as_far_as(file, found)
         return None
 
     def _is_ours(self, file: Json, content: Content) -> bool:
         same = file.get("name") == self._file_name and file.get("sizeEncrypted") == content.size_encrypted
-        return same and not file.get("isCommitted") and not _has_failed(file)
+        return same and not _has_failed(file)
 
     @property
     def _file_name(self) -> str:
@@ -208,7 +209,7 @@ class Upload:
         }
         path = f"{self._versions}/{version['id']}/files"
         file = await self._graph.post(path, body, headers=self._headers, safety=Safety.IDEMPOTENT)
-        return Checkpoint(version=str(version["id"]), file=str(file["id"]))
+        return Checkpoint(Phase.BLOCKS, version=str(version["id"]), file=str(file["id"]))
 
     def _file(self, state: Checkpoint) -> str:
         return f"{self._versions}/{state.version}/files/{state.file}"
@@ -280,7 +281,7 @@ class Upload:
         """Hand over the keys and wait until Intune has checked the content with them."""
         path = self._file(state)
         file = await self._graph.get(path, headers=self._headers)
-        if not str(file.get("uploadState")).startswith("commitFile"):
+        if not _is_handed_over(file):
             body = {"fileEncryptionInfo": content.encryption}
             await self._graph.post(f"{path}/commit", body, headers=self._headers, safety=Safety.IDEMPOTENT)
         async with aclosing(self._polled(path)) as polls:
@@ -308,6 +309,16 @@ class Upload:
     def _clean(self) -> None:
         for path in self._sources.spool.glob(f"{self._keys.name}.*"):
             path.unlink(missing_ok=True)
+
+
+def _is_handed_over(file: Json) -> bool:
+    """Whether its commit was asked for: it takes no blocks any more."""
+    return str(file.get("uploadState")).startswith("commitFile")
+
+
+def _as_far_as(file: Json, state: Checkpoint) -> Checkpoint:
+    """Where to go on with a file: what was stored of it may be older than what became of it."""
+    return replace(state, phase=Phase.COMMIT) if _is_handed_over(file) else state
 
 
 def _has_failed(file: Json) -> bool:
