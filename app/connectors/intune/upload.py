@@ -177,7 +177,7 @@ class Upload:
         return replace(fresh, seal=content.seal, size=content.size_encrypted)
 
     async def _find_file(self, content: Content) -> Checkpoint | None:
-        """A file of this content that no checkpoint tells of: its creation was answered into the void, say."""
+        """A file of this content that no checkpoint tells of: the answer to its creation was lost, say."""
         async for versions in self._graph.pages(self._versions, headers=self._headers):
             for version in versions:
                 async for files in self._graph.pages(
