@@ -22,14 +22,22 @@ OLD_KEYS = text("""
 """)
 
 OLD_OPERATIONS = text("""
-    DELETE FROM operations WHERE id = ANY (ARRAY(
-        SELECT work.id FROM operations AS work
-        LEFT JOIN deployments AS deployment ON deployment.id = work.deployment_id
-        WHERE work.created_at < :before AND work.finished_at < :before
-            AND (deployment.id IS NULL OR deployment.finished_at < :before)
-        ORDER BY work.created_at LIMIT :limit))
-    RETURNING 1
+    WITH gone AS (
+        DELETE FROM operations WHERE id = ANY (ARRAY(
+            SELECT work.id FROM operations AS work
+            LEFT JOIN deployments AS deployment ON deployment.id = work.deployment_id
+            WHERE work.created_at < :before AND work.finished_at < :before
+                AND (deployment.id IS NULL OR deployment.finished_at < :before)
+            ORDER BY work.created_at LIMIT :limit))
+        RETURNING id
+    ), lanes AS (
+        UPDATE ring_deployments SET operation_id = NULL WHERE operation_id IN (SELECT id FROM gone)
+    ), repairs AS (
+        UPDATE drifts SET operation_id = NULL WHERE operation_id IN (SELECT id FROM gone)
+    )
+    SELECT 1 FROM gone
 """)
+"""Who named one of them last names none now, and may be given other work."""
 
 OLD_DEVICES = text("""
     DELETE FROM device_results WHERE ctid = ANY (ARRAY(

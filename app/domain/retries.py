@@ -73,7 +73,7 @@ async def retry(
     ended = [lane for lane in stuck if works[lane.id] is Work.ENDED]
     failed = [lane for lane in stuck if lane not in ended and _stopped_at_its_gate(lane)]
     if not ended and (not failed or deployment.status is DeploymentStatus.FAILED):
-        raise IllegalTransition("no device of a held lane has failed", status=deployment.status.value)
+        raise IllegalTransition(_why_not(stuck), status=deployment.status.value)
     _check_planes(failed, manifests)
     await _spend(session, deployment, failed, limits=limits)
     told = {"reason": reason, "devices": sum(lane.failure_count for lane in failed)}
@@ -83,6 +83,12 @@ async def retry(
         can = manifests[Plane(lane.plane)].can(Capability.RETRY)
         started.append(await _try_again(session, deployment, lane, asks=can, now=now))
     return deployment, started[0]
+
+
+def _why_not(stuck: Sequence[RingDeployment]) -> str:
+    if any(lane.operation_id is None for lane in stuck):
+        return "what failed ended so long ago that its work is forgotten: submit it again"
+    return "no device of a held lane has failed"
 
 
 def _stopped_at_its_gate(lane: RingDeployment) -> bool:

@@ -3,15 +3,28 @@
 
 from datetime import datetime, timedelta
 
+import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import InstallState
-from app.domain import audit, effects, operations, retention, rollback
+from app.domain import audit, effects, leases, operations, outcomes, retention, retries, rollback
+from app.domain.budgets import Limits
 from app.domain.idempotency import StoredAnswer, keep
-from app.domain.operations import OperationKind, Subject
+from app.domain.operations import Failure, OperationKind, Subject
 from app.domain.rollback import Progress
-from app.models import Deployment, DeviceResult, Effect, IdempotencyKey, Operation, Ring, new_id
+from app.errors import IllegalTransition
+from app.models import (
+    Deployment,
+    DeploymentStatus,
+    DeviceResult,
+    Effect,
+    IdempotencyKey,
+    Operation,
+    OperationStatus,
+    Ring,
+    new_id,
+)
 from tests.domain.steps import S, measure, push
 from tests.factories import NOON, make_deployment, request_key
 
@@ -62,6 +75,38 @@ async def test_finished_work_goes_after_90_days_and_leaves_the_ledger_and_the_hi
     assert (await audit.verify(session)).broken == []
     rows, _ = await effects.page(session, deployment.id, after=None, limit=10)
     assert len(rows) == before
+
+
+async def test_what_was_completed_long_ago_can_still_be_taken_back(session: AsyncSession) -> None:
+    deployment_id = (await completed(session, "1")).id
+    await session.execute(text("UPDATE operations SET status = 'SUCCEEDED', finished_at = :at"), {"at": NOON})
+    await session.execute(text("UPDATE operations SET created_at = :at"), {"at": NOON})
+    assert await retention.forget(session, "operations", now=LATER) > 0
+    session.expire_all()
+
+    deployment, operation_id = await rollback.begin(session, deployment_id, actor="bob", now=LATER)
+
+    assert deployment.status is DeploymentStatus.ROLLING_BACK
+    assert operation_id is not None
+    work = await operations.get(session, operation_id)
+    assert (work.kind, work.status) == ("execute_rollback", OperationStatus.QUEUED)
+
+
+async def test_a_push_that_failed_long_ago_is_not_tried_again_and_that_is_said(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.LAB)
+    deployment_id, operation_id = deployment.id, deployment.lanes[0].operation_id
+    assert operation_id is not None
+    claimed = await leases.claim(session, operation_id, owner="test", lease=timedelta(seconds=15))
+    assert claimed is not None
+    refused = Failure("permanent", "refused", "no")
+    await leases.fail(session, claimed, refused, ended=outcomes.operation_ended)
+    await session.execute(text("UPDATE operations SET created_at = :at, finished_at = :at"), {"at": NOON})
+    await session.execute(text("UPDATE deployments SET finished_at = :at"), {"at": NOON})
+    assert await retention.forget(session, "operations", now=LATER) == 1
+    session.expire_all()
+
+    with pytest.raises(IllegalTransition, match="forgotten"):
+        await retries.retry(session, deployment_id, manifests={}, limits=Limits(), actor="bob", now=LATER)
 
 
 async def test_work_of_a_deployment_that_goes_on_stays(session: AsyncSession) -> None:
