@@ -255,8 +255,17 @@ async def page(
 async def close_moot(session: AsyncSession, plane: Plane, *, now: datetime) -> int:
     """Resolve what concerns lanes that are not in force any more; how many. Locks their deployments."""
     moot = list(await session.scalars(comparison.MOOT, {"plane": plane.value}))
-    for drift_id in moot:
-        drift = await session.get_one(Drift, drift_id)
-        deployment = await deployments.lock(session, drift.deployment_id)
-        await resolve(session, deployment, drift, now=now, why="its lane is not in force any more")
-    return len(moot)
+    closed = [await _close_if_moot(session, drift_id, now) for drift_id in moot]
+    return sum(closed)
+
+
+async def _close_if_moot(session: AsyncSession, drift_id: UUID, now: datetime) -> bool:
+    """Looked at again under the lock: another worker may have closed it meanwhile."""
+    drift = await session.get_one(Drift, drift_id)
+    deployment = await deployments.lock(session, drift.deployment_id)
+    await session.refresh(drift)
+    in_force = await session.scalar(comparison.HOLDS, {"lane": drift.lane_id})
+    if in_force or drift.status is DriftStatus.RESOLVED:
+        return False
+    await resolve(session, deployment, drift, now=now, why="its lane is not in force any more")
+    return True

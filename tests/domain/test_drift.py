@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differences from what was decided: believed when seen twice, repaired in bounds, left to a person."""
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, DeviceReport, InstallState, Manifest, Observed, Plane
@@ -16,8 +17,10 @@ from app.domain.comparison import Look
 from app.domain.drift import Pace
 from app.errors import IllegalTransition
 from app.models import Deployment, Drift, DriftStatus, DriftType, Operation, OperationStatus, Ring
+from app.runtime import Runtime
 from tests.domain.steps import S, carry_out, event_types, measure, pass_ring, push, reload
 from tests.factories import NOON, make_deployment, manifest
+from tests.waiting import eventually
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 PACE = Pace(apart=MINUTE, repair=HOUR)
@@ -358,6 +361,26 @@ class TestInForce:
         assert await drift.close_moot(session, Plane.INTUNE, now=NOON + 3 * HOUR) == 1
         assert await seen(session) == [("missing_assignment", "RESOLVED")]
 
+    async def test_two_that_find_it_over_at_once_tell_it_once(self, runtime: Runtime) -> None:
+        async with runtime.transaction() as session:
+            deployment = await installed(session)
+            for hour in (1, 2):
+                await look(session, deployment, GONE, NOON + hour * HOUR)
+            await rollback.begin(session, deployment.id, actor="bob", now=NOON + 2 * HOUR)
+
+        async def close() -> int:
+            async with runtime.transaction() as session:
+                return await drift.close_moot(session, Plane.INTUNE, now=NOON + 3 * HOUR)
+
+        async with runtime.transaction() as session:
+            first = await drift.close_moot(session, Plane.INTUNE, now=NOON + 3 * HOUR)
+            second = asyncio.create_task(close())
+            await waits_for_lock(runtime)
+
+        assert (first, await second) == (1, 0)
+        async with runtime.transaction() as session:
+            assert (await event_types(session, deployment)).count("drift.resolved") == 1
+
     async def test_a_newer_version_that_was_begun_there_takes_its_place(self, session: AsyncSession) -> None:
         old = await installed(session, target_ring=Ring.LAB)
         assert await self.lanes(session) == 1
@@ -377,6 +400,20 @@ class TestInForce:
 
         assert await self.lanes(session, critical=True) == 1
         assert await self.lanes(session) == 2
+
+
+async def waits_for_lock(runtime: Runtime) -> None:
+    """Until some session waits for a row."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    async def waiting() -> int:
+        async with runtime.autocommit() as connection:
+            return await connection.scalar(query) or 0
+
+    await eventually(waiting, within=5)
 
 
 def test_every_type_has_a_severity() -> None:
