@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Manifest, Plane
@@ -46,6 +46,9 @@ SEVERITIES: Mapping[DriftType, Severity] = MappingProxyType(
 REPAIRED_TYPES = frozenset({DriftType.MISSING_ASSIGNMENT, DriftType.VERSION_MISMATCH})
 REPAIRED_RINGS = frozenset({Ring.LAB, Ring.CANARY})
 MOST_REPAIRS = 3
+REMEMBERED = timedelta(days=1)
+"""How long repairs of a difference that is over count on, when it comes back: somebody else may be undoing them
+after every good look, and without this each return would be met by three more repairs, for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ async def _act(
     why_not = why_not_repaired(deployment, drift, manifest)
     if drift.status is DriftStatus.SUSPECTED:
         _tell(session, deployment, drift, "drift.found", now=now, severity=drift.severity.value)
+        drift.repairs = await _repairs_before(session, drift)
         if why_not is None:
             move(drift, DriftStatus.OPEN, now)
     if drift.status is DriftStatus.ESCALATED or await _is_being_repaired(session, drift, now):
@@ -149,6 +153,17 @@ async def _act(
         await _order_repair(session, deployment, drift, pace=pace, now=now)
     else:
         await escalate(session, deployment, drift, now=now, why=why_not)
+
+
+async def _repairs_before(session: AsyncSession, drift: Drift) -> int:
+    """How many repairs the same difference has had, if it was over only a short time ago."""
+    query = select(func.max(Drift.repairs)).where(
+        Drift.deployment_id == drift.deployment_id,
+        Drift.lane_id == drift.lane_id,
+        Drift.type == drift.type,
+        Drift.resolved_at >= drift.first_seen_at - REMEMBERED,
+    )
+    return await session.scalar(query) or 0
 
 
 async def escalate(

@@ -242,6 +242,36 @@ class TestRepair:
         assert escalated == NOON + HOUR + 7.25 * HOUR
         assert (await event_types(session, deployment))[-1] == "drift.escalated"
 
+    async def mended(self, session: AsyncSession, deployment: Deployment, since: datetime) -> None:
+        """It is gone, is believed, is repaired, and is there again, within three hours."""
+        for hours, observed in enumerate((GONE, GONE, FINE)):
+            await look(session, deployment, observed, since + hours * HOUR)
+            await end_repairs(session)
+
+    async def test_who_undoes_every_repair_is_answered_three_times_a_day(self, session: AsyncSession) -> None:
+        deployment = await installed(session)
+        for hours in (1, 5, 9, 13):
+            await self.mended(session, deployment, NOON + hours * HOUR)
+
+        rows = (await session.scalars(select(Drift).order_by(Drift.id))).all()
+        assert len(await repair_works(session)) == 3
+        assert [row.repairs for row in rows] == [1, 2, 3, 3]
+        told = await events.page(session, deployment.id, after=0, limit=200)
+        escalated = [event for event in told if event.type == "drift.escalated"]
+        assert [(event.after or {})["drift_id"] for event in escalated] == [str(rows[-1].id)]
+
+    async def test_what_comes_back_after_a_day_is_another_difference(self, session: AsyncSession) -> None:
+        deployment = await installed(session)
+        await self.mended(session, deployment, NOON + HOUR)
+        resolved = NOON + 3 * HOUR
+        await look(session, deployment, GONE, resolved + 20 * HOUR)
+        await look(session, deployment, FINE, resolved + 21 * HOUR)
+
+        await self.mended(session, deployment, resolved + drift.REMEMBERED + S)
+
+        rows = (await session.scalars(select(Drift).order_by(Drift.id))).all()
+        assert [row.repairs for row in rows] == [1, 0, 1]
+
     async def test_no_second_repair_while_the_first_goes_on(self, session: AsyncSession) -> None:
         deployment = await installed(session)
         for hour in range(1, 9):
