@@ -53,15 +53,16 @@ async def sweep(runtime: Runtime) -> int:
 
 
 async def enforce(runtime: Runtime, watch: Watch, each: Aged, times: Times) -> int:
-    """Move on what is past its time; one that cannot be does not keep up the others."""
-    if watch.enforce is None or not each.overdue:
+    """Move on what is past its time, 1 if it was; one that cannot be does not keep up the others."""
+    if not each.overdue:
         return 0
     told = {"machine": each.machine, "state": each.state, "id": str(each.id)}
     try:
         async with runtime.transaction() as session:
-            await watch.enforce(session, each.id, times)
+            moved = await sweeping.move_on(session, watch, each, times)
     except Exception:
         log.exception("state_not_left", **told)
         return 0
-    log.warning("state_left", age_seconds=round(each.age.total_seconds()), **told)
-    return 1
+    if moved:
+        log.warning("state_left", age_seconds=round(each.age.total_seconds()), **told)
+    return int(moved)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import (
@@ -33,7 +33,6 @@ from app.models import (
     Drift,
     DriftStatus,
     Effect,
-    EffectState,
     LaneStatus,
     Operation,
     OperationStatus,
@@ -45,7 +44,7 @@ STUCK = Failure("transient", "deadline", "nobody works on it any more")
 TOO_LONG_AWAY = Failure("transient", "plane_unavailable", "the plane was away for too long")
 LATE = Failure("transient", "deadline", "no verdict came in time")
 
-ABANDONED = text("""
+ABANDONED = """
     SELECT deployment.id, deployment.status::text AS state, CAST(:abandoned AS interval) AS after,
         CAST(:now AS timestamptz) - greatest(deployment.updated_at, deployment.start_at, frozen.until) AS age
     FROM deployments AS deployment LEFT JOIN LATERAL (
@@ -54,28 +53,27 @@ ABANDONED = text("""
     WHERE deployment.status IN ('PENDING', 'DEPLOYING', 'AWAITING_CAB', 'APPROVED') AND NOT EXISTS (
         SELECT FROM ring_deployments AS lane
         WHERE lane.deployment_id = deployment.id AND lane.status IN ('MEASURING', 'WAITING_PLANE'))
-    ORDER BY age DESC LIMIT :limit
-""")
-BACKWARDS = text("""
+"""
+BACKWARDS = """
     SELECT id, status::text AS state, CAST(:abandoned AS interval) AS after,
         CAST(:now AS timestamptz) - updated_at AS age
-    FROM deployments WHERE status = 'ROLLING_BACK' ORDER BY age DESC LIMIT :limit
-""")
-WAITING = text("""
+    FROM deployments WHERE status = 'ROLLING_BACK'
+"""
+WAITING = """
     SELECT id, status::text AS state, CAST(:away AS interval) AS after,
         CAST(:now AS timestamptz) - coalesce(waiting_since, status_since) AS age
-    FROM ring_deployments WHERE status = 'WAITING_PLANE' ORDER BY age DESC LIMIT :limit
-""")
-MEASURED = text("""
+    FROM ring_deployments WHERE status = 'WAITING_PLANE'
+"""
+MEASURED = """
     SELECT lane.id, lane.status::text AS state,
         CAST(:now AS timestamptz) - lane.pushed_at - lane.waited AS age,
         CAST(:spare AS interval) + make_interval(
             secs => (deployment.gates->'gates'->lane.ring::text->>'soak')::float8 + (
                 SELECT max(value::float8) FROM jsonb_each_text(deployment.gates->'connectivity'))) AS after
     FROM ring_deployments AS lane JOIN deployments AS deployment ON deployment.id = lane.deployment_id
-    WHERE lane.status = 'MEASURING' ORDER BY age DESC LIMIT :limit
-""")
-ORPHANS = text("""
+    WHERE lane.status = 'MEASURING'
+"""
+ORPHANS = """
     SELECT lane.id, lane.status::text AS state, CAST(:orphaned AS interval) AS after,
         clock_timestamp() - coalesce(work.finished_at, lane.status_since) AS age
     FROM ring_deployments AS lane JOIN deployments AS deployment ON deployment.id = lane.deployment_id
@@ -86,18 +84,16 @@ ORPHANS = text("""
         OR (lane.status = 'ROLLING_BACK' AND deployment.status = 'ROLLING_BACK' AND NOT EXISTS (
             SELECT FROM ring_deployments AS newer WHERE newer.deployment_id = lane.deployment_id
                 AND newer.status = 'ROLLING_BACK' AND newer.position > lane.position)))
-    ORDER BY age DESC LIMIT :limit
-""")
-NEVER_SENT = text("""
+"""
+NEVER_SENT = """
     SELECT effect.id, effect.state::text AS state, CAST(:unsettled AS interval) AS after,
         CAST(:now AS timestamptz) - deployment.finished_at AS age
     FROM effects AS effect JOIN deployments AS deployment ON deployment.id = effect.deployment_id
     LEFT JOIN operations AS work ON work.id = effect.operation_id
     WHERE effect.state = 'PLANNED' AND deployment.finished_at IS NOT NULL
         AND (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
-    ORDER BY age DESC LIMIT :limit
-""")
-IN_DOUBT = text("""
+"""
+IN_DOUBT = """
     SELECT effect.id, effect.state::text AS state, CAST(:unsettled AS interval) AS after,
         clock_timestamp() - coalesce(work.finished_at, effect.sent_at) AS age
     FROM effects AS effect LEFT JOIN operations AS work ON work.id = effect.operation_id
@@ -107,31 +103,29 @@ IN_DOUBT = text("""
             SELECT FROM operations AS asking WHERE asking.subject_type = 'effect'
                 AND asking.subject_id = effect.id::text
                 AND asking.status NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
-    ORDER BY age DESC LIMIT :limit
-""")
-DRIFTS = text("""
+"""
+DRIFTS = """
     SELECT id, status::text AS state,
         CASE status WHEN 'ESCALATED' THEN CAST(:abandoned AS interval)
             ELSE CAST(:away AS interval) END AS after,
         CAST(:now AS timestamptz)
             - CASE status WHEN 'SUSPECTED' THEN last_seen_at ELSE status_since END AS age
-    FROM drifts WHERE status <> 'RESOLVED' ORDER BY age DESC LIMIT :limit
-""")
-REQUESTS = text("""
+    FROM drifts WHERE status <> 'RESOLVED'
+"""
+REQUESTS = """
     SELECT id, status::text AS state, expires_at - created_at AS after,
         CAST(:now AS timestamptz) - created_at AS age
-    FROM approvals WHERE status = 'PENDING' ORDER BY expires_at LIMIT :limit
-""")
-OPEN_WORK = text("""
+    FROM approvals WHERE status = 'PENDING'
+"""
+OPEN_WORK = """
     SELECT id, status::text AS state, deadline - created_at AS after, clock_timestamp() - created_at AS age
     FROM operations WHERE status IN ('QUEUED', 'WAITING') AND deadline IS NOT NULL
-    ORDER BY deadline LIMIT :limit
-""")
-LEASES = text("""
+"""
+LEASES = """
     SELECT id, status::text AS state, CAST(:lease AS interval) AS after,
         clock_timestamp() - lease_until + CAST(:lease AS interval) AS age
-    FROM operations WHERE status = 'RUNNING' ORDER BY lease_until LIMIT :limit
-""")
+    FROM operations WHERE status = 'RUNNING'
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +158,7 @@ class Times:
     lease: timedelta
 
 
+Lock = Callable[[AsyncSession, UUID], Awaitable[object]]
 Enforce = Callable[[AsyncSession, UUID, Times], Awaitable[None]]
 
 
@@ -171,16 +166,23 @@ Enforce = Callable[[AsyncSession, UUID, Times], Awaitable[None]]
 class Watch:
     """One look at one machine: who has waited longest, and what is done with those past their time.
 
-    ``enforce`` None: somebody else does it.
+    ``lock``: what whoever moves such a thing takes first. ``enforce`` None: somebody else does it.
     """
 
     machine: str
-    query: TextClause
+    query: str
+    lock: Lock | None = None
     enforce: Enforce | None = None
 
 
 async def aged(session: AsyncSession, watch: Watch, times: Times) -> Sequence[Aged]:
     """Those that have waited longest, at most ``BATCH``. Reads only."""
+    return await _look(session, watch, times, "ORDER BY age DESC LIMIT :limit", limit=BATCH)
+
+
+async def _look(
+    session: AsyncSession, watch: Watch, times: Times, which: str, **given: object
+) -> Sequence[Aged]:
     values = {
         "now": times.now,
         "abandoned": times.abandoned,
@@ -189,17 +191,43 @@ async def aged(session: AsyncSession, watch: Watch, times: Times) -> Sequence[Ag
         "spare": SPARE,
         "orphaned": ORPHANED,
         "unsettled": UNSETTLED,
-        "limit": BATCH,
+        **given,
     }
-    rows = await session.execute(watch.query, values)  # each names those that it needs
+    query = text(f"SELECT * FROM ({watch.query}) AS waiting {which}")  # noqa: S608 - composed of constants
+    rows = await session.execute(query, values)  # each names those that it needs
     return [Aged(watch.machine, row.state, row.id, row.age, row.after) for row in rows]
+
+
+async def move_on(session: AsyncSession, watch: Watch, each: Aged, times: Times) -> bool:
+    """Move on what was seen past its time; False if it is not so any more, or is not ours to move.
+
+    Its owner, or another sweeper, may have come first: it is locked, and looked at again.
+    """
+    if watch.enforce is None or watch.lock is None or not each.overdue:
+        return False
+    await watch.lock(session, each.id)
+    again = await _look(session, watch, times, "WHERE id = :id", id=each.id)
+    if not any(found.overdue and found.state == each.state for found in again):
+        return False
+    await watch.enforce(session, each.id, times)
+    return True
+
+
+async def lock_effect(session: AsyncSession, effect_id: UUID) -> None:
+    """Whoever settles it waits."""
+    await session.execute(select(Effect.id).where(Effect.id == effect_id).with_for_update())
+
+
+async def lock_drift(session: AsyncSession, drift_id: UUID) -> None:
+    """Its deployment's row, as everywhere."""
+    found = await session.get_one(Drift, drift_id)
+    await deployments.lock(session, found.deployment_id)
+    await session.refresh(found)
 
 
 async def abandon(session: AsyncSession, deployment_id: UUID, times: Times) -> None:
     """End a deployment that nobody has moved for so long: what is installed stays, the rest is withdrawn."""
     deployment = await deployments.lock(session, deployment_id)
-    if deployment.updated_at > times.now - times.abandoned:
-        return
     reason = f"nobody has moved it for {times.abandoned.days} days"
     status = DeploymentStatus.CANCELLED
     await withdrawal.stop(session, deployment, status, actor=SYSTEM, now=times.now, reason=reason)
@@ -209,8 +237,6 @@ async def end_rollback(session: AsyncSession, deployment_id: UUID, times: Times)
     """Leave a rollback to a person that has not moved for so long."""
     deployment = await deployments.lock(session, deployment_id)
     waiting = [lane for lane in deployment.lanes if lane.status is LaneStatus.ROLLING_BACK]
-    if deployment.status is not DeploymentStatus.ROLLING_BACK or not waiting:
-        return
     lane = max(waiting, key=lambda lane: lane.position)
     reason = f"nothing has moved for {times.abandoned.days} days"
     if await _end_work(session, lane, Failure("transient", "deadline", reason)):
@@ -220,12 +246,12 @@ async def end_rollback(session: AsyncSession, deployment_id: UUID, times: Times)
 
 async def hold_away(session: AsyncSession, lane_id: UUID, times: Times) -> None:
     """Leave a lane to a person whose plane has been away for so long."""
-    await _hold(session, lane_id, TOO_LONG_AWAY, {LaneStatus.WAITING_PLANE}, times)
+    await _hold(session, lane_id, TOO_LONG_AWAY, times)
 
 
 async def hold_late(session: AsyncSession, lane_id: UUID, times: Times) -> None:
     """Leave a lane to a person that got no verdict in all its time."""
-    await _hold(session, lane_id, LATE, {LaneStatus.MEASURING}, times)
+    await _hold(session, lane_id, LATE, times)
 
 
 async def hold_orphan(session: AsyncSession, lane_id: UUID, times: Times) -> None:
@@ -233,17 +259,14 @@ async def hold_orphan(session: AsyncSession, lane_id: UUID, times: Times) -> Non
     deployment, lane = await lanes.lock_lane(session, lane_id)
     if lane.status is LaneStatus.ROLLING_BACK:
         await rollback.give_up(session, deployment, lane, reason=STUCK.message, now=times.now)
-        return
-    moving = {LaneStatus.PUSHING, LaneStatus.WAITING_PLANE, LaneStatus.MEASURING}
-    await _hold(session, lane_id, STUCK, moving, times)
+    else:
+        await _hold(session, lane_id, STUCK, times)
 
 
-async def _hold(
-    session: AsyncSession, lane_id: UUID, failure: Failure, states: set[LaneStatus], times: Times
-) -> None:
+async def _hold(session: AsyncSession, lane_id: UUID, failure: Failure, times: Times) -> None:
     """End the lane's work, which holds it; or hold it, if it has none."""
     deployment, lane = await lanes.lock_lane(session, lane_id)
-    if lane.status not in states or await _end_work(session, lane, failure):
+    if await _end_work(session, lane, failure):
         return
     lane.error = failure.to_json()
     await lanes.hold(session, deployment, lane, Code.PUSH_FAILED, now=times.now, reason=failure.message)
@@ -263,9 +286,6 @@ async def _end_work(session: AsyncSession, lane: RingDeployment, failure: Failur
 
 async def reject_unsent(session: AsyncSession, effect_id: UUID, times: Times) -> None:
     """Close an effect that was planned, never sent, and is not wanted any more."""
-    effect = await session.get(Effect, effect_id, with_for_update=True, populate_existing=True)
-    if effect is None or effect.state is not EffectState.PLANNED:
-        return
     never = Failure("permanent", "never_sent", "its deployment was over before it was sent")
     await effects.rejected(session, effect_id, error=never.to_json(), now=times.now)
 
@@ -273,9 +293,7 @@ async def reject_unsent(session: AsyncSession, effect_id: UUID, times: Times) ->
 async def ask_about(session: AsyncSession, effect_id: UUID, times: Times) -> None:
     """Have the plane asked about an effect whose answer was lost with its work."""
     del times
-    effect = await session.get(Effect, effect_id, with_for_update=True, populate_existing=True)
-    if effect is None or effect.state not in effects.DOUBTFUL or effect.settled_at is not None:
-        return
+    effect = await session.get_one(Effect, effect_id)
     deployment = await session.get_one(Deployment, effect.deployment_id)
     await operations.enqueue(
         session,
@@ -290,23 +308,22 @@ async def close_drift(session: AsyncSession, drift_id: UUID, times: Times) -> No
     """A suspicion nobody could confirm, and an escalation nobody came for, are over, and may come again."""
     found = await session.get_one(Drift, drift_id)
     deployment = await deployments.lock(session, found.deployment_id)
-    await session.refresh(found)
     if found.status is DriftStatus.OPEN:
         await drift.escalate(session, deployment, found, now=times.now, why="no repair has ended it in time")
-    elif found.status is not DriftStatus.RESOLVED:
+    else:
         why = "it is looked at anew after so long a time"
         await drift.resolve(session, deployment, found, now=times.now, why=why)
 
 
 WATCHES: tuple[Watch, ...] = (
-    Watch("deployment", ABANDONED, abandon),
-    Watch("deployment", BACKWARDS, end_rollback),
-    Watch("lane", WAITING, hold_away),
-    Watch("lane", MEASURED, hold_late),
-    Watch("lane", ORPHANS, hold_orphan),
-    Watch("effect", NEVER_SENT, reject_unsent),
-    Watch("effect", IN_DOUBT, ask_about),
-    Watch("drift", DRIFTS, close_drift),
+    Watch("deployment", ABANDONED, deployments.lock, abandon),
+    Watch("deployment", BACKWARDS, deployments.lock, end_rollback),
+    Watch("lane", WAITING, lanes.lock_lane, hold_away),
+    Watch("lane", MEASURED, lanes.lock_lane, hold_late),
+    Watch("lane", ORPHANS, lanes.lock_lane, hold_orphan),
+    Watch("effect", NEVER_SENT, lock_effect, reject_unsent),
+    Watch("effect", IN_DOUBT, lock_effect, ask_about),
+    Watch("drift", DRIFTS, lock_drift, close_drift),
     Watch("request", REQUESTS),
     Watch("operation", OPEN_WORK),
     Watch("operation", LEASES),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No state is for ever: the table is whole, and what is past its limit is moved on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -31,7 +31,7 @@ from app.domain.calendars import FreezeSpan
 from app.domain.deadlines import AWAY, MACHINES, Limit, Machine
 from app.domain.operations import KINDS, Failure, OperationKind
 from app.domain.pushes import Push
-from app.domain.sweeping import WATCHES, Aged, Times
+from app.domain.sweeping import WATCHES, Aged, Times, Watch
 from app.models import (
     Deployment,
     DeploymentStatus,
@@ -62,11 +62,26 @@ async def sweep(session: AsyncSession, now: datetime) -> list[tuple[str, str]]:
     """Move on what is past its time; what that was."""
     moved = []
     for watch in WATCHES:
-        for each in await sweeping.aged(session, watch, times(now)):
-            if each.overdue and watch.enforce is not None:
-                await watch.enforce(session, each.id, times(now))
-                moved.append((each.machine, each.state))
+        moved += await enforce(session, [(watch, await sweeping.aged(session, watch, times(now)))], now)
     return moved
+
+
+async def sweep_late(session: AsyncSession, now: datetime) -> list[tuple[str, str]]:
+    """What a sweeper still moves on that has listed it before another one moved it."""
+    listed = [(watch, await sweeping.aged(session, watch, times(now))) for watch in WATCHES]
+    assert await sweep(session, now)
+    return await enforce(session, listed, now)
+
+
+async def enforce(
+    session: AsyncSession, listed: Sequence[tuple[Watch, Sequence[Aged]]], now: datetime
+) -> list[tuple[str, str]]:
+    return [
+        (each.machine, each.state)
+        for watch, found in listed
+        for each in found
+        if await sweeping.move_on(session, watch, each, times(now))
+    ]
 
 
 async def end_work(session: AsyncSession, *, ago: timedelta) -> None:
@@ -296,6 +311,14 @@ class TestEffects:
         (work,) = await asking(session)
         assert (work.subject_type, work.subject_id) == ("effect", str(effect.id))
 
+    async def test_two_sweepers_that_saw_it_at_once_ask_once(self, session: AsyncSession) -> None:
+        await sent(session)
+        await session.execute(text("UPDATE ring_deployments SET status = 'HELD' WHERE status = 'PUSHING'"))
+        await end_work(session, ago=2 * HOUR)
+
+        assert await sweep_late(session, NOON + S) == []
+        assert len(await asking(session)) == 1
+
     async def test_a_plane_that_cannot_be_asked_for_a_week_leaves_it_unknown_for_good(
         self, session: AsyncSession
     ) -> None:
@@ -348,6 +371,16 @@ class TestDrift:
         assert (await seen(session))[-1] == ("missing_assignment", "ESCALATED")
         assert ("drift", "ESCALATED") in await sweep(session, now + MONTH + S)
         assert (await seen(session))[-1] == ("missing_assignment", "RESOLVED")
+
+    async def test_two_sweepers_that_saw_it_at_once_leave_it_to_a_person(self, session: AsyncSession) -> None:
+        deployment = await make_deployment(session)
+        await pass_ring(session, deployment, Ring.LAB, NOON)
+        gone, now = Observed(assigned=False), NOON + HOUR
+        await look(session, deployment, gone, now)
+        await look(session, deployment, gone, now + HOUR)
+
+        assert await sweep_late(session, now + HOUR + AWAY + S) == []
+        assert await seen(session) == [("missing_assignment", "ESCALATED")]
 
 
 async def test_the_longest_time_is_told_with_what_enforcing_it_takes() -> None:

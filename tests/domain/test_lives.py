@@ -210,8 +210,7 @@ async def sweep(session: AsyncSession, _: Deployment, now: datetime, life: Life)
     times = Times(now=now, abandoned=MONTH, lease=LEASE)
     for watch in sweeping.WATCHES:
         for each in await sweeping.aged(session, watch, times):
-            if each.overdue and watch.enforce is not None:
-                await watch.enforce(session, each.id, times)
+            await sweeping.move_on(session, watch, each, times)
 
 
 OUTAGES: dict[str, Event] = {

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is past its limit is moved on by any worker, and what is in doubt is asked about."""
 
+import asyncio
 from datetime import timedelta
 
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from app import telemetry
-from app.domain import audit, deployments
+from app.domain import audit, deployments, operations
 from app.domain.operations import OperationKind
 from app.models import DeploymentStatus, OperationStatus
 from app.runtime import Runtime
@@ -48,9 +49,9 @@ async def test_what_nobody_moves_is_ended_by_one_of_many_sweepers(settings: Sett
     async with opened(settings, stage, housekeeping=quick) as rollout:
         await rollout.submit(stage.url)
 
-        moved = await sweep(rollout.runtime) + await sweep(rollout.runtime)
+        moved = await asyncio.gather(*[sweep(rollout.runtime) for _ in range(3)])
 
-        assert moved == 1
+        assert sum(moved) == 1
         assert (await rollout.whole()).status is DeploymentStatus.CANCELLED
         async with rollout.runtime.transaction() as session:
             assert (await audit.verify(session)).broken == []
@@ -78,6 +79,15 @@ class TestDoubt:
         assert (done.status, done.result) == (OperationStatus.SUCCEEDED, {"outcome": "there"})
         assert (await rollout.ledger())["LAB/assign"] == "CONFIRMED"
         assert await sweep(rollout.runtime) == 0
+
+    async def test_many_sweepers_have_it_asked_once(self, rollout: Rollout, stage: Stage) -> None:
+        await self.lose_the_answer(rollout, stage)
+
+        moved = await asyncio.gather(*[sweep(rollout.runtime) for _ in range(3)])
+
+        async with rollout.runtime.transaction() as session:
+            asking = await operations.find(session, limit=9, kind=OperationKind.SETTLE_EFFECT)
+        assert (sum(moved), len(asking)) == (1, 1)
 
     async def test_what_it_does_not_have_is_rejected_after_a_second_look(
         self, rollout: Rollout, stage: Stage
