@@ -101,8 +101,12 @@ def is_down(error: BaseException) -> bool:
 
 
 def retry_delay(attempt: int, *, unit: float, retry_after: timedelta = timedelta(0)) -> timedelta:
-    """Full jitter below 2^attempt units, but not before ``retry_after``; the first attempt is 1."""
-    return max(timedelta(seconds=dice.uniform(0, unit * 2**attempt)), retry_after)
+    """Full jitter below 2^attempt units, 64 at most, but not before ``retry_after``; the first attempt is 1.
+
+    Lost workers count as attempts too, though not against the work: there may be many.
+    """
+    exponent = min(attempt, LONGEST_EXPONENT)
+    return max(timedelta(seconds=dice.uniform(0, unit * 2**exponent)), retry_after)
 
 
 def deferral_delay(verdict: Verdict, deferrals: int, *, unit: float) -> timedelta:

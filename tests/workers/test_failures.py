@@ -114,7 +114,7 @@ def test_a_token_in_a_vendors_message_is_not_shown() -> None:
     assert "eyJ" not in judge(error).failure.message
 
 
-@pytest.mark.parametrize(("attempt", "ceiling"), [(1, 2), (2, 4), (3, 8)])
+@pytest.mark.parametrize(("attempt", "ceiling"), [(1, 2), (2, 4), (3, 8), (6, 64), (7, 64), (64, 64)])
 def test_a_retry_waits_anything_up_to_two_to_the_attempt_seconds(attempt: int, ceiling: int) -> None:
     waits = [retry_delay(attempt, unit=1.0).total_seconds() for _ in range(500)]
 
