@@ -2,6 +2,7 @@
 """An effect whose answer was lost, and whose work has ended: what to ask of the plane."""
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select
@@ -16,13 +17,17 @@ from app.models import Effect, Operation, RingDeployment
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """What to ask of which plane; ``assignment`` is None for what is done once for all rings."""
+    """What to ask of which plane; ``assignment`` is None for what is done once for all rings.
+
+    ``sent_at``: when it was sent last; who sends it again has another doubt.
+    """
 
     plane: Plane
     action: Action
     app: App
     assignment: Assignment | None
     step: Planned
+    sent_at: datetime | None
 
 
 async def begin(session: AsyncSession, effect_id: UUID) -> Doubt | None:
@@ -37,7 +42,14 @@ async def begin(session: AsyncSession, effect_id: UUID) -> Doubt | None:
     app = application(deployment, await plane_of(session, lane))
     step = effects.as_planned(effect)
     assignment = None if effect.lane_id is None else await _assignment(session, lane, app, step)
-    return Doubt(Plane(effect.plane), effect.action, replace(app, key=step.key), assignment, step)
+    asked = replace(app, key=step.key)
+    return Doubt(Plane(effect.plane), effect.action, asked, assignment, step, effect.sent_at)
+
+
+async def is_open(session: AsyncSession, doubt: Doubt) -> bool:
+    """Whether it is still in doubt, and nobody has taken it up since. Locks the deployment."""
+    now = await begin(session, doubt.step.id)
+    return now is not None and now.sent_at == doubt.sent_at
 
 
 async def _is_worked_on(session: AsyncSession, effect: Effect) -> bool:
