@@ -1,29 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs that carry a rollout out: push a lane, measure it, take it back. No rule lives here."""
+"""The jobs that carry a rollout out: push a lane, measure it. No rule lives here."""
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Assignment, Capability, Connector, DeviceReport
+from app.connectors.contract import Action, Capability, Connector, DeviceReport
 from app.connectors.packages import why_it_stays
 from app.connectors.sources import PACKAGE_SOURCE
-from app.domain import devices, effects, lanes, leases, measurements, pushes, rollback
-from app.domain.effects import Planned
+from app.domain import devices, lanes, measurements, pushes
 from app.domain.measurements import Measurement
 from app.domain.pushes import Held, Push
-from app.domain.rollback import Removal
 from app.models import EffectState, WayBack
 from app.resilience.classify import DATABASE
-from app.resilience.errors import AttemptTimeout, CallError, NotReady, Unsettled
+from app.resilience.errors import AttemptTimeout, CallError, Unsettled
 from workers.context import Again, Done, Job, Outcome
-from workers.effects import Permit, PutOff, announce, as_json, in_ledger, perform, settle
+from workers.effects import (
+    Permit,
+    PutOff,
+    announce,
+    as_json,
+    in_ledger,
+    perform,
+    save_checkpoint,
+    settle,
+    with_baseline,
+)
 from workers.planes import connector_for
-from workers.readings import read_all
+from workers.readings import Readings, of
 
 NOT_THE_PLANE = {PACKAGE_SOURCE, DATABASE}
 """The plane is well when the package is out of reach, or we are."""
@@ -162,12 +170,6 @@ async def send_content(job: Job, connector: Connector, push: Push, external_id: 
     return True
 
 
-async def save_checkpoint(job: Job, step: Planned, checkpoint: dict[str, object]) -> None:
-    """Keep how far the upload is."""
-    async with job.transaction() as session:
-        await effects.progressed(session, step.id, checkpoint)
-
-
 async def read_members(job: Job, connector: Connector, push: Push) -> bool:
     """Store the devices the target holds now, page by page; False when it is empty and the lane is closed."""
     async with job.transaction() as session:
@@ -192,15 +194,6 @@ async def assign(job: Job, connector: Connector, push: Push, external_id: str) -
     )
 
 
-async def with_baseline(job: Job, connector: Connector, step: Planned, assignment: Assignment) -> Assignment:
-    """Keep, before it is sent, what a plane without markers needs to find it again after a lost answer."""
-    if connector.manifest.can(Capability.MARKER) or step.done or step.baseline is not None:
-        return assignment
-    baseline = await connector.baseline(assignment)
-    await save_checkpoint(job, step, {"previous_id": assignment.previous_id, "baseline": baseline})
-    return replace(assignment, baseline=baseline)
-
-
 async def measure_ring(job: Job) -> Outcome:
     """Read what every device reports, store it, judge the lane; again after the policy's interval."""
     lane_id = UUID(job.claimed.subject.id)
@@ -208,165 +201,28 @@ async def measure_ring(job: Job) -> Outcome:
         measurement = await measurements.begin_measure(session, lane_id)
     if measurement is None:
         return Done()
+    readings = Readings(job)
     try:
-        told = await read_lane(job, measurement)
+        since = await read_lane(job, readings, measurement)
     except CallError as error:
         await wait_for_plane(job, lane_id, error)
         raise
-    if not told:
+    if since is None:
         return Again(reason="there is more to read")
     async with job.transaction() as session:
-        delay = await measurements.finish_measure(session, lane_id, now=job.runtime.clock())
-        await leases.keep_checkpoint(session, job.claimed, None)
+        now = job.runtime.clock()
+        delay = await measurements.finish_measure(session, lane_id, read_since=since, now=now)
+        await readings.end(session)
     return Done() if delay is None else Again(delay, "measured")
 
 
-async def read_lane(job: Job, measurement: Measurement) -> bool:
-    """Store what the lane's devices report; False: there is more, for the next run."""
-    connector = connector_for(job, measurement.plane)
+async def read_lane(job: Job, readings: Readings, measurement: Measurement) -> datetime | None:
+    """Store what the lane's devices report; since when it was read, None: there is more, for the next run."""
+    connector, assignment = connector_for(job, measurement.plane), measurement.assignment
 
     async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
         await measurements.store_reports(session, measurement.lane_id, reports, now=job.runtime.clock())
 
-    return await read_all(job, connector, Action.ASSIGN, measurement.assignment, store)
-
-
-async def execute_rollback(job: Job) -> Outcome:
-    """Take one lane back and watch, at the policy's interval, until no device has the version any more."""
-    lane_id, deployment_id = UUID(job.claimed.subject.id), job.claimed.deployment_id
-    if deployment_id is None:
-        raise ValueError(f"operation {job.claimed.id} has no deployment")
-    async with job.transaction() as session:
-        removal = await rollback.begin_removal(session, lane_id, job.claimed.id, deployment_id=deployment_id)
-    if removal is None:
-        return Done()
-    if isinstance(removal, timedelta):
-        return Again(removal, "a push of this lane is still running")
-    try:
-        return await take_back(job, connector_for(job, removal.plane), removal, deployment_id)
-    except PutOff as put_off:
-        return put_off.outcome
-
-
-def removing(removal: Removal) -> Permit:
-    """Nothing of a removal leaves while its rollback is paused, or once it is over."""
-
-    async def permit(session: AsyncSession) -> Again | None:
-        delay = await rollback.permit_removal(session, removal.deployment_id)
-        return None if delay is None else Again(delay, "paused", parked=True)
-
-    return permit
-
-
-async def take_back(job: Job, connector: Connector, removal: Removal, deployment_id: UUID) -> Outcome:
-    """Remove, watch, and withdraw the removal once nobody needs it."""
-    removal = await name_devices(job, connector, removal)
-    previous_id = await previous_version(job, connector, removal)
-    removed = await remove(job, connector, removal, previous_id)
-    told = await watch(job, connector, removal, removed)
-    async with job.transaction() as session:
-        progress = await rollback.weigh(
-            session,
-            removal.lane_id,
-            deployment_id=deployment_id,
-            removed_at=removed.made_at or job.runtime.clock(),
-            told=told,
-            now=job.runtime.clock(),
-        )
-        await leases.keep_checkpoint(session, job.claimed, None)
-    if progress.delay is not None:
-        return Again(progress.delay, "devices are still being taken back")
-    if progress.all_answered:
-        await unassign(job, connector, removal)
-    async with job.transaction() as session:
-        await rollback.finish_lane(
-            session,
-            removal.lane_id,
-            progress,
-            deployment_id=deployment_id,
-            now=job.runtime.clock(),
-        )
-    return Done({"outcome": "rolled_back" if progress.complete else "incomplete"})
-
-
-async def name_devices(job: Job, connector: Connector, removal: Removal) -> Removal:
-    """The removal of just the devices that were touched, where the plane can name so many.
-
-    Looks once more before anything leaves: a target's devices may have joined, and been served, since.
-    """
-    most = connector.manifest.names_devices
-    if not most:
-        return removal
-    if removal.remove.state is EffectState.PLANNED and removal.made.external_id is not None:
-        async for page in connector.status(Action.ASSIGN, removal.installed):
-            async with job.transaction() as session:
-                now = job.runtime.clock()
-                await measurements.store_reports(session, removal.lane_id, page.reports, now=now)
-    async with job.transaction() as session:
-        named = await devices.named(session, removal.lane_id, most=most)
-    return replace(removal, devices=named or None)
-
-
-async def previous_version(job: Job, connector: Connector, removal: Removal) -> str | None:
-    """The id of the version to return to: the ledger's, or one the plane still has; None: only remove.
-
-    The choice is kept with the effect, so that a later run does not choose differently.
-    """
-    if removal.remove.checkpoint is not None or removal.remove.done:
-        return removal.previous_id
-    previous_id = removal.previous_id if connector.manifest.can(Capability.RETURN) else None
-    if previous_id is None and removal.rollback_version is not None:
-        previous_id = await connector.find_version(removal.app, removal.rollback_version)
-    await save_checkpoint(job, removal.remove, {"previous_id": previous_id})
-    return previous_id
-
-
-async def remove(job: Job, connector: Connector, removal: Removal, previous_id: str | None) -> Assignment:
-    """Uninstall from the ring's target, and require the previous version there; what was made, and when."""
-    step = removal.remove
-    assignment = await with_baseline(job, connector, step, removal.assignment(step, previous_id))
-    made_id = await perform(
-        job,
-        step,
-        permit=removing(removal),
-        ask=lambda: connector.verify(Action.REMOVE, removal.app, assignment),
-        send=lambda: connector.remove(assignment),
-    )
-    return replace(assignment, made_id=made_id, made_at=step.settled_at or job.runtime.clock())
-
-
-async def watch(job: Job, connector: Connector, removal: Removal, removed: Assignment) -> bool:
-    """Store what every device says of the version that goes, and of the one that comes back.
-
-    False: the plane is not done, and tells nothing of any device before it is.
-    """
-
-    async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
-        await devices.store_removal(session, removal.lane_id, reports, now=job.runtime.clock())
-
-    try:
-        if not await read_all(job, connector, Action.REMOVE, removed, store):
-            raise PutOff(Again(reason="there is more to read"))
-    except NotReady:
-        return False
-    if removed.previous_id is not None:
-        async for reports in connector.returned(removed):
-            async with job.transaction() as session:
-                await devices.store_return(session, removal.lane_id, reports, now=job.runtime.clock())
-    return True
-
-
-async def unassign(job: Job, connector: Connector, removal: Removal) -> None:
-    """Withdraw the uninstallation once every device has answered: nothing we assigned stays behind."""
-    assignment = removal.assignment(removal.unassign, None)
-
-    async def send() -> None:
-        await connector.unassign(assignment)
-
-    await perform(
-        job,
-        removal.unassign,
-        permit=removing(removal),
-        ask=lambda: connector.verify(Action.UNASSIGN, removal.app, assignment),
-        send=send,
+    return await readings.read(
+        of(Action.ASSIGN, assignment), partial(connector.status, Action.ASSIGN, assignment), store
     )

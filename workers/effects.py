@@ -3,13 +3,14 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Verified
+from app.connectors.contract import Assignment, Capability, Connector, Verified
 from app.domain import doubts, effects
 from app.domain.effects import Planned
 from app.domain.operations import Failure
@@ -120,6 +121,21 @@ async def settle(job: Job, step: Planned, external_id: str | None) -> None:
         await effects.confirmed(session, step.id, external_id=external_id, now=job.runtime.clock())
 
 
+async def save_checkpoint(job: Job, step: Planned, checkpoint: dict[str, object]) -> None:
+    """Keep how far the upload is."""
+    async with job.transaction() as session:
+        await effects.progressed(session, step.id, checkpoint)
+
+
+async def with_baseline(job: Job, connector: Connector, step: Planned, assignment: Assignment) -> Assignment:
+    """Keep, before it is sent, what a plane without markers needs to find it again after a lost answer."""
+    if connector.manifest.can(Capability.MARKER) or step.done or step.baseline is not None:
+        return assignment
+    baseline = await connector.baseline(assignment)
+    await save_checkpoint(job, step, {"previous_id": assignment.previous_id, "baseline": baseline})
+    return replace(assignment, baseline=baseline)
+
+
 @asynccontextmanager
 async def in_ledger(job: Job, step: Planned) -> AsyncIterator[None]:
     """Write down what an error of the call inside means for the effect, and let the error go on."""
@@ -148,10 +164,14 @@ async def settle_effect(job: Job) -> Outcome:
     if doubt is None:
         return Done({"outcome": "not_in_doubt"})
     there = await connector_for(job, doubt.plane).verify(doubt.action, doubt.app, doubt.assignment)
-    if there.holds:
-        await settle(job, doubt.step, there.external_id)
-        return Done({"outcome": "there"})
-    await believe_absence(job, doubt.step)
+    if not there.holds:
+        await believe_absence(job, doubt.step)
     async with job.transaction() as session:
-        await effects.rejected(session, doubt.step.id, error=ABSENT.to_json(), now=job.runtime.clock())
+        if not await doubts.is_open(session, doubt):
+            return Done({"outcome": "taken_up"})
+        now = job.runtime.clock()
+        if there.holds:
+            await effects.confirmed(session, doubt.step.id, external_id=there.external_id, now=now)
+            return Done({"outcome": "there"})
+        await effects.rejected(session, doubt.step.id, error=ABSENT.to_json(), now=now)
     return Done({"outcome": "absent"})

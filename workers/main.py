@@ -20,7 +20,17 @@ from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
 from app.runtime import database_time, open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
-from workers import deployments, effects, housekeeping, planes, reconciliation, schedules, steering, sweeper
+from workers import (
+    deployments,
+    effects,
+    housekeeping,
+    planes,
+    reconciliation,
+    rollback,
+    schedules,
+    steering,
+    sweeper,
+)
 from workers.context import JobFunction
 from workers.exposition import exposition
 from workers.queues import QueueLoop, QueueWorker, Slots
@@ -34,7 +44,7 @@ CANCEL_AGAIN = 0.2
 JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
     {
         OperationKind.DEPLOY_TO_CONNECTOR: deployments.deploy_to_connector,
-        OperationKind.EXECUTE_ROLLBACK: deployments.execute_rollback,
+        OperationKind.EXECUTE_ROLLBACK: rollback.execute_rollback,
         OperationKind.MEASURE_RING: deployments.measure_ring,
         OperationKind.WITHDRAW_LANE: steering.withdraw_lane,
         OperationKind.RETRY_DEVICES: steering.retry_devices,

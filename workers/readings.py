@@ -1,46 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a plane tells of a lane's devices: read and stored page by page, from where a run broke off."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Protocol, Self
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Assignment, Connector, DeviceReport
+from app.connectors.contract import Action, Assignment, DeviceReport, ReportPage
 from app.domain import leases
+from app.models.base import Json
 from workers.context import Job
 
 READ_ON = timedelta(minutes=10)
-"""How long ago a reading may have stopped and still be gone on with: what it read is not older than that."""
+"""How long ago the last page may have been stored for a reading to go on behind it."""
 
 Store = Callable[[AsyncSession, Sequence[DeviceReport]], Awaitable[None]]
 
 
-async def read_all(
-    job: Job, connector: Connector, action: Action, assignment: Assignment, store: Store
-) -> bool:
-    """Store one page of ``Connector.status`` after the other, each with the mark behind it.
+class Pages(Protocol):
+    """A connector's pages of reports, behind a mark if one is given."""
 
-    False: the time of one run is used up, and the next one goes on.
-    """
-    what = f"{action} {assignment.made_id or assignment.key}"
-    begun_at = mark = kept_mark(job, what)
-    async for page in connector.status(action, assignment, after=mark):
-        async with job.transaction() as session:
-            await store(session, page.reports)
-            if page.mark != mark:
-                kept = {"what": what, "mark": page.mark, "at": job.runtime.clock().isoformat()}
-                await leases.keep_checkpoint(session, job.claimed, kept)
-        mark = page.mark
-        if job.out_of_time() and mark != begun_at:
-            return False
-    return True
+    def __call__(self, *, after: str | None) -> AsyncIterator[ReportPage]:
+        """The pages."""
+        ...
 
 
-def kept_mark(job: Job, what: str) -> str | None:
-    """The mark of the last page of the same that was stored, if its reading broke off a short time ago."""
-    kept = job.claimed.checkpoint
-    if kept is None or kept["what"] != what:
-        return None
-    mark: str | None = kept["mark"]
-    return None if job.runtime.clock() - datetime.fromisoformat(kept["at"]) > READ_ON else mark
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far one reading has come: when it began, behind which mark it is, when that was."""
+
+    began: datetime
+    at: datetime
+    mark: str | None = None
+
+    @classmethod
+    def of(cls, stored: Json) -> Self:
+        """As it was kept with the operation."""
+        began, at = (datetime.fromisoformat(stored[name]) for name in ("began", "at"))
+        return cls(began, at, stored["mark"])
+
+    def to_json(self) -> Json:
+        """As it is kept with the operation."""
+        return {"began": self.began.isoformat(), "at": self.at.isoformat(), "mark": self.mark}
+
+
+def of(action: Action, assignment: Assignment) -> str:
+    """The name of a reading: what is made anew is read anew."""
+    return f"{action} {assignment.made_id or assignment.key}"
+
+
+class Readings:
+    """The readings of one operation, by their names; what an earlier run has read is not read again."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._kept: Json = dict(job.claimed.checkpoint or {})
+
+    async def read(self, name: str, pages: Pages, store: Store) -> datetime | None:
+        """Store one page after the other; when the first of them was asked for, perhaps by an earlier run.
+
+        None: the time of one run is used up, and the next one goes on.
+        """
+        place = begun = self._place(name)
+        async for page in pages(after=begun.mark):
+            async with self._job.transaction() as session:
+                await store(session, page.reports)
+                if page.mark != place.mark:
+                    place = replace(place, mark=page.mark, at=self._job.runtime.clock())
+                    await self._keep(session, name, place)
+            if self._job.out_of_time() and place.mark != begun.mark:
+                return None
+        return place.began
+
+    def _place(self, name: str) -> Place:
+        now = self._job.runtime.clock()
+        place = Place.of(self._kept[name]) if name in self._kept else Place(now, now)
+        return place if now - place.at <= READ_ON else Place(now, now)
+
+    async def _keep(self, session: AsyncSession, name: str, place: Place) -> None:
+        self._kept[name] = place.to_json()
+        await leases.keep_checkpoint(session, self._job.claimed, self._kept)
+
+    async def end(self, session: AsyncSession) -> None:
+        """What was read is judged: the next readings begin at the beginning."""
+        await leases.keep_checkpoint(session, self._job.claimed, None)

@@ -8,9 +8,9 @@ from app.connectors.contract import (
     App,
     Assignment,
     Capability,
-    DeviceReport,
     Manifest,
     Observed,
+    ReportPage,
     UploadProgress,
 )
 from app.resilience.errors import PermanentError
@@ -60,10 +60,12 @@ class AbsentParts:
         del assignment
         self._refuse(Capability.OBSERVE)
 
-    async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    async def returned(
+        self, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """No device ever returns to an earlier version."""
-        del assignment
-        nothing: Sequence[Sequence[DeviceReport]] = ()
+        del assignment, after
+        nothing: Sequence[ReportPage] = ()
         for page in nothing:
             yield page
 

@@ -375,8 +375,8 @@ class Connector(Protocol):
         """
         ...
 
-    def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
-        """What devices report of ``previous_id`` after ``remove``, in pages."""
+    def returned(self, assignment: Assignment, *, after: str | None = None) -> AsyncIterator[ReportPage]:
+        """What devices report of ``previous_id`` after ``remove``, in pages; ``after`` as in ``status``."""
         ...
 
     async def find_version(self, app: App, version: str) -> str | None:

@@ -63,8 +63,8 @@ COUNTERS = """
 """
 
 STORE_MEMBERS = text("""
-    INSERT INTO device_results (lane_id, device_id, name, connectivity, updated_at)
-    SELECT :lane, given.device_id, given.name, given.connectivity::connectivity, :now
+    INSERT INTO device_results (lane_id, device_id, name, connectivity, late, updated_at)
+    SELECT :lane, given.device_id, given.name, given.connectivity::connectivity, :late, :now
     FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[]), CAST(:connectivities AS text[]))
         AS given (device_id, name, connectivity)
     ON CONFLICT DO NOTHING
@@ -168,13 +168,17 @@ def connectivity(member: Member, now: datetime) -> Connectivity:
 
 
 async def store_members(
-    session: AsyncSession, lane_id: UUID, members: Sequence[Member], *, now: datetime
+    session: AsyncSession, lane_id: UUID, members: Sequence[Member], *, now: datetime, late: bool = False
 ) -> None:
-    """Add a page of the target's devices to the lane, all PENDING; not yet counted. May be repeated."""
+    """Add a page of the target's devices to the lane, all PENDING; not yet counted. May be repeated.
+
+    ``late``: they never are; the lane's counters are of those that it was pushed to.
+    """
     await session.execute(
         STORE_MEMBERS,
         {
             "lane": lane_id,
+            "late": late,
             "now": now,
             "ids": [member.device_id for member in members],
             "names": [member.name for member in members],

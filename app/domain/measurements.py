@@ -65,8 +65,14 @@ async def back_to_measuring(
     await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
 
 
-async def finish_measure(session: AsyncSession, lane_id: UUID, *, now: datetime) -> timedelta | None:
-    """Judge the lane by what was stored and act on the verdict; when to measure again, None if never."""
+async def finish_measure(
+    session: AsyncSession, lane_id: UUID, *, read_since: datetime, now: datetime
+) -> timedelta | None:
+    """Judge the lane by what was stored and act on the verdict; when to measure again, None if never.
+
+    ``read_since``: when the first of its devices was asked for; who was silent by then has been silent that
+    long, and no longer.
+    """
     deployment, lane = await lock_lane(session, lane_id)
     if not is_measured(lane) or lane.pushed_at is None:
         return None
@@ -74,7 +80,8 @@ async def finish_measure(session: AsyncSession, lane_id: UUID, *, now: datetime)
         await back_to_measuring(session, deployment, lane, now=now)
     policy = deployments.policy_of(deployment)
     age = now - lane.pushed_at - lane.waited
-    await devices.expire(session, lane.id, policy, asked_for=age, now=now)
+    asked_for = max(read_since - lane.pushed_at - lane.waited, timedelta(0))
+    await devices.expire(session, lane.id, policy, asked_for=asked_for, now=now)
     await session.refresh(lane)
     soak(lane, policy.interval(age), now)
     judgement = judge(

@@ -107,7 +107,7 @@ async def test_the_version_before_is_installed_over_it(
     sandbox.advance(10)
 
     assert await states(connector, removed, Action.REMOVE) == {InstallState.NOT_INSTALLED: 40}
-    back = [report.state async for page in connector.returned(removed) for report in page]
+    back = [report.state async for page in connector.returned(removed) for report in page.reports]
     assert back == [InstallState.INSTALLED] * 40
 
 

@@ -108,7 +108,7 @@ async def test_the_version_before_comes_back(connect: Connect, sandbox: Sandbox,
     sandbox.advance(10)
 
     assert await states(connector, removed, Action.REMOVE) == {InstallState.NOT_INSTALLED: 30}
-    back = [report.state async for page in connector.returned(removed) for report in page]
+    back = [report.state async for page in connector.returned(removed) for report in page.reports]
     assert back == [InstallState.INSTALLED] * 30
     assert (await connector.verify(Action.REMOVE, app, removed)).holds
 

@@ -59,7 +59,7 @@ async def measure(
         return None
     reports = [DeviceReport(name, name, state) for name in names]
     await measurements.store_reports(session, lane.id, reports, now=now)
-    return await measurements.finish_measure(session, lane.id, now=now)
+    return await measurements.finish_measure(session, lane.id, read_since=now, now=now)
 
 
 async def reload(session: AsyncSession, deployment: Deployment) -> Deployment:

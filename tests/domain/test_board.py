@@ -348,7 +348,9 @@ class TestIrreversible:
 
 async def pass_ring_again(session: AsyncSession, deployment: Deployment) -> None:
     """Measure LAB once more, when its soak is over."""
-    await measurements.finish_measure(session, deployment.lanes[0].id, now=NOON + 70 * S)
+    await measurements.finish_measure(
+        session, deployment.lanes[0].id, read_since=NOON + 70 * S, now=NOON + 70 * S
+    )
 
 
 async def test_manual_promotion_and_the_board_are_both_waited_for(session: AsyncSession) -> None:

@@ -301,3 +301,18 @@ async def test_a_held_lane_that_was_never_pushed_cannot_be_promoted_past(session
 
     with pytest.raises(IllegalTransition, match="never pushed"):
         await promotion.promote(session, deployment.id, actor="bob", now=NOON, override=override)
+
+
+async def test_silence_is_counted_up_to_when_the_devices_were_asked(session: AsyncSession) -> None:
+    deployment = await make_deployment(session, target_ring=Ring.LAB)
+    (lane,) = deployment.lanes
+    await push(session, lane, "pc-1")
+    late = NOON + timedelta(days=30)
+
+    await measurements.finish_measure(session, lane.id, read_since=NOON + S, now=late)
+    await session.refresh(lane)
+    before = lane.failure_count
+    await measurements.finish_measure(session, lane.id, read_since=late, now=late)
+    await session.refresh(lane)
+
+    assert (before, lane.failure_count) == (0, 1)

@@ -20,7 +20,6 @@ from app.connectors.contract import (
     Call,
     Capability,
     Cost,
-    DeviceReport,
     Health,
     Manifest,
     Member,
@@ -312,12 +311,11 @@ class Intune(AbsentParts):
         del action
         return self._report(assignment.external_id, skip=int(after or 0))
 
-    async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    def returned(self, assignment: Assignment, *, after: str | None = None) -> AsyncIterator[ReportPage]:
         """The same of the version that comes back."""
-        async for page in self._report(str(assignment.previous_id)):
-            yield page.reports
+        return self._report(str(assignment.previous_id), skip=int(after or 0))
 
-    async def _report(self, external_id: str, *, skip: int = 0) -> AsyncIterator[ReportPage]:
+    async def _report(self, external_id: str, *, skip: int) -> AsyncIterator[ReportPage]:
         """Page by page, by a POST that only reads; a reading that goes on has a session of its own."""
         total, session = skip + 1, ""
         while skip < total:

@@ -250,16 +250,18 @@ class Jamf(AbsentParts):
         """What the inventory shows of the version, and where it does not, what the policy's log says."""
         return self._reports(action, assignment, assignment.app.version, after=after)
 
-    async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
+    async def returned(
+        self, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
         """The same of the version that comes back."""
         found = await self._api.get(f"/v1/packages/{assignment.previous_id}")
         version = wire.version_of(found)
         if version is not None:
-            async for page in self._reports(Action.ASSIGN, assignment, version):
-                yield page.reports
+            async for page in self._reports(Action.ASSIGN, assignment, version, after=after):
+                yield page
 
     async def _reports(
-        self, action: Action, assignment: Assignment, version: str, *, after: str | None = None
+        self, action: Action, assignment: Assignment, version: str, *, after: str | None
     ) -> AsyncIterator[ReportPage]:
         named = assignment.devices
         known = await self._ids(assignment.target) if named is None else [one.device_id for one in named]

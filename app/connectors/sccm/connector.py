@@ -19,7 +19,6 @@ from app.connectors.contract import (
     Call,
     Capability,
     Cost,
-    DeviceReport,
     Health,
     Manifest,
     Member,
@@ -307,11 +306,15 @@ class Sccm(AbsentParts):
         among = f"{of_this} and MachineID ge {min(failed)} and MachineID le {max(failed)}"
         return {row["MachineID"]: int(row["ErrorCode"]) for row in await self._every(ERRORS, among)}
 
-    async def returned(self, assignment: Assignment) -> AsyncIterator[Sequence[DeviceReport]]:
-        """The same of the deployments by which the previous version comes back."""
-        for found in await self._offered(assignment):
-            async for page in self._details(int(found["AssignmentID"]), Action.ASSIGN):
-                yield page.reports
+    async def returned(
+        self, assignment: Assignment, *, after: str | None = None
+    ) -> AsyncIterator[ReportPage]:
+        """The same of the deployments by which the previous version comes back, in the order of numbers."""
+        for number in sorted(int(found["AssignmentID"]) for found in await self._offered(assignment)):
+            if number > int(after or FIRST):
+                async for page in self._details(number, Action.ASSIGN):
+                    yield ReportPage(page.reports, after)
+                after = str(number)
 
     async def find_version(self, app: App, version: str) -> str | None:
         """The model name of the same application in that version, by its name with or without a version."""
