@@ -126,6 +126,15 @@ LEASES = """
         clock_timestamp() - lease_until + CAST(:lease AS interval) AS age
     FROM operations WHERE status = 'RUNNING'
 """
+NEAREST = """
+    SELECT id, state, age, after FROM (
+        SELECT *, row_number() OVER (PARTITION BY state ORDER BY
+            extract(epoch FROM age) / extract(epoch FROM after + CAST(:within AS interval)) DESC) AS place
+        FROM ({query}) AS waiting) AS ranked
+    WHERE place <= :limit ORDER BY place
+"""
+"""Ordered by ``Aged.ratio``, so that what may last long does not keep up what may not."""
+AGAIN = "SELECT id, state, age, after FROM ({query}) AS waiting WHERE id = :id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +185,12 @@ class Watch:
 
 
 async def aged(session: AsyncSession, watch: Watch, times: Times) -> Sequence[Aged]:
-    """Those that have waited longest, at most ``BATCH``. Reads only."""
-    return await _look(session, watch, times, "ORDER BY age DESC LIMIT :limit", limit=BATCH)
+    """Those nearest to their limit, or longest past it, at most ``BATCH`` of each state. Reads only."""
+    return await _look(session, watch, times, NEAREST, limit=BATCH, within=ENFORCED_WITHIN)
 
 
 async def _look(
-    session: AsyncSession, watch: Watch, times: Times, which: str, **given: object
+    session: AsyncSession, watch: Watch, times: Times, query: str, **given: object
 ) -> Sequence[Aged]:
     values = {
         "now": times.now,
@@ -193,8 +202,8 @@ async def _look(
         "unsettled": UNSETTLED,
         **given,
     }
-    query = text(f"SELECT * FROM ({watch.query}) AS waiting {which}")  # noqa: S608 - composed of constants
-    rows = await session.execute(query, values)  # each names those that it needs
+    named = text(query.format(query=watch.query))
+    rows = await session.execute(named, values)  # each names those that it needs
     return [Aged(watch.machine, row.state, row.id, row.age, row.after) for row in rows]
 
 
@@ -206,7 +215,7 @@ async def move_on(session: AsyncSession, watch: Watch, each: Aged, times: Times)
     if watch.enforce is None or watch.lock is None or not each.overdue:
         return False
     await watch.lock(session, each.id)
-    again = await _look(session, watch, times, "WHERE id = :id", id=each.id)
+    again = await _look(session, watch, times, AGAIN, id=each.id)
     if not any(found.overdue and found.state == each.state for found in again):
         return False
     await watch.enforce(session, each.id, times)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Observed
+from app.connectors.contract import Action, Observed, Plane
 from app.domain import (
     audit,
     blockers,
@@ -350,6 +350,15 @@ class TestEffects:
         assert [state.value for state in states] == ["SENT", "REJECTED", "REJECTED"]
 
 
+ESCALATED = """
+    INSERT INTO drifts (id, deployment_id, lane_id, ring, plane, type, severity, status, status_since, detail,
+        expected, observed)
+    SELECT gen_random_uuid(), lane.deployment_id, lane.id, lane.ring, lane.plane, type, 'high', 'ESCALATED',
+        :since, 'it differs', '{}', '{}'
+    FROM ring_deployments AS lane, unnest(enum_range(NULL::drift_type)) AS type ON CONFLICT DO NOTHING
+"""
+
+
 class TestDrift:
     """Suspicions, repairs and escalations have their time, too."""
 
@@ -371,6 +380,19 @@ class TestDrift:
         assert (await seen(session))[-1] == ("missing_assignment", "ESCALATED")
         assert ("drift", "ESCALATED") in await sweep(session, now + MONTH + S)
         assert (await seen(session))[-1] == ("missing_assignment", "RESOLVED")
+
+    async def test_what_may_last_long_keeps_up_nothing_that_may_not(self, session: AsyncSession) -> None:
+        planes = (Plane.INTUNE, Plane.JAMF)
+        deployment = await make_deployment(session, planes=planes, target_ring=Ring.GLOBAL)
+        await pass_ring(session, deployment, Ring.LAB, NOON)
+        await look(session, deployment, Observed(assigned=False), NOON)
+        await session.execute(text(ESCALATED), {"since": NOON - 15 * DAY})
+
+        found = await look_at_all(session, NOON + AWAY - HOUR)
+        moved = await sweep(session, NOON + AWAY + S)
+
+        assert 0.98 < max(each.ratio for each in found if each.state == "SUSPECTED") < 1
+        assert ("drift", "SUSPECTED") in moved
 
     async def test_two_sweepers_that_saw_it_at_once_leave_it_to_a_person(self, session: AsyncSession) -> None:
         deployment = await make_deployment(session)
