@@ -26,12 +26,14 @@ from app.domain.budgets import Limits
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
 from app.domain.facts import Blocker, Code, Place
-from app.domain.lanes import PUSHABLE, PUSHING, end_waiting, enqueue, lock_lane
-from app.domain.operations import OperationKind
+from app.domain.lanes import PUSHABLE, PUSHING, end_waiting, enqueue, hold, lock_lane
+from app.domain.operations import Failure, OperationKind
 from app.models import Deployment, DeploymentStatus, LaneStatus, Ring, RingDeployment, WayBack
 
 PUSH_ACTIONS = (Action.PUBLISH, Action.UPLOAD, Action.ASSIGN)
 ANY = Limits()
+UNPUSHED = frozenset({LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.WAITING_PLANE})
+TOO_LATE = Failure("permanent", "deployment_failed", "the deployment failed before this was pushed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,12 @@ async def begin_push(
 ) -> Push | Held | None:
     """Plan the lane's effects and move it to PUSHING; None if there is nothing to push.
 
-    Locks the deployment. May be repeated: what is confirmed stays confirmed.
+    Locks the deployment. May be repeated: what is confirmed stays confirmed. The lane of a deployment that
+    failed meanwhile is HELD.
     """
     deployment, lane = await lock_lane(session, lane_id)
+    if deployment.status is DeploymentStatus.FAILED:
+        await _hold_too_late(session, deployment, lane, now=now)
     if lane.status not in PUSHABLE or deployment.status not in PUSHING | {DeploymentStatus.AWAITING_CAB}:
         return None
     held = await _hold_back(session, deployment, lane, now=now, limits=limits)
@@ -113,6 +118,17 @@ async def begin_push(
         deployment.rollback_version,
         await rollback.ledger_version(session, deployment, lane.plane),
     )
+
+
+async def _hold_too_late(
+    session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
+) -> None:
+    """Leave what is not pushed to whoever retries the deployment, or takes it back."""
+    if lane.status not in UNPUSHED or lane.pushed_at is not None:
+        return
+    end_waiting(lane, now)
+    lane.error = TOO_LATE.to_json()
+    await hold(session, deployment, lane, Code.PUSH_FAILED, now=now, reason=TOO_LATE.message)
 
 
 async def _hold_back(

@@ -80,7 +80,7 @@ ORPHANS = """
     LEFT JOIN operations AS work ON work.id = lane.operation_id
     WHERE (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED')) AND (
         (lane.status IN ('PUSHING', 'WAITING_PLANE', 'MEASURING')
-            AND deployment.status IN ('PENDING', 'DEPLOYING', 'AWAITING_CAB', 'APPROVED'))
+            AND deployment.status IN ('PENDING', 'DEPLOYING', 'AWAITING_CAB', 'APPROVED', 'FAILED'))
         OR (lane.status = 'ROLLING_BACK' AND deployment.status = 'ROLLING_BACK' AND NOT EXISTS (
             SELECT FROM ring_deployments AS newer WHERE newer.deployment_id = lane.deployment_id
                 AND newer.status = 'ROLLING_BACK' AND newer.position > lane.position)))

@@ -23,6 +23,7 @@ from app.domain import (
     operations,
     outcomes,
     pushes,
+    retries,
     rollback,
     sweeping,
 )
@@ -41,10 +42,11 @@ from app.models import (
     Operation,
     OperationStatus,
     Ring,
+    RingDeployment,
 )
-from tests.domain.steps import S, operation_of, pass_ring, push, reload
+from tests.domain.steps import S, event_types, operation_of, pass_ring, push, reload
 from tests.domain.test_drift import look, seen
-from tests.factories import NOON, RISK_62, make_deployment
+from tests.factories import NOON, RISK_62, make_deployment, manifest
 
 MONTH, DAY, HOUR = timedelta(days=30), timedelta(days=1), timedelta(hours=1)
 LIMITS = [(machine, limit) for machine in MACHINES for limit in machine.limits]
@@ -278,6 +280,63 @@ class TestLanes:
         await sweep(session, NOON + MONTH + S)
 
         assert (await reload(session, deployment)).status is DeploymentStatus.FAILED
+
+
+async def refused(session: AsyncSession) -> tuple[Deployment, RingDeployment]:
+    """A deployment that FAILED because one of two planes refused it, and its lane on the other one."""
+    deployment = await make_deployment(session, planes=(Plane.INTUNE, Plane.JAMF))
+    lane, other = deployments.ring_lanes(deployment, Ring.LAB)
+    work = await operations.lock(session, await operation_of(session, lane))
+    no = Failure("permanent", "permanent", "the plane refused it", "intune")
+    await operations.end(session, work, OperationStatus.FAILED, failure=no, ended=outcomes.operation_ended)
+    assert (await reload(session, deployment)).status is DeploymentStatus.FAILED
+    return deployment, other
+
+
+class TestFailed:
+    """A deployment that FAILED is over: what still moved is HELD, until it is retried or taken back."""
+
+    @pytest.mark.parametrize("state", ["PENDING", "PUSHING", "WAITING_PLANE"])
+    async def test_a_push_that_comes_too_late_leaves_its_lane_to_a_person(
+        self, session: AsyncSession, state: str
+    ) -> None:
+        deployment, lane = await refused(session)
+        await session.execute(
+            text("UPDATE ring_deployments SET status = CAST(:state AS lane_status) WHERE id = :id"),
+            {"state": state, "id": lane.id},
+        )
+
+        begun = await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON + S)
+
+        assert begun is None
+        after = (await reload(session, deployment)).lanes[1]
+        assert (after.status, after.held_for) == (LaneStatus.HELD, "push_failed")
+        assert (await event_types(session, deployment))[-1] == "lane.held"
+
+    async def test_a_retry_pushes_it_too(self, session: AsyncSession) -> None:
+        deployment, lane = await refused(session)
+        await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON + S)
+        await session.execute(
+            text("UPDATE operations SET status = 'SUCCEEDED' WHERE id = :id"), {"id": lane.operation_id}
+        )
+
+        manifests = {plane: manifest(plane) for plane in (Plane.INTUNE, Plane.JAMF)}
+        values: dict[str, Any] = {"manifests": manifests, "limits": Limits(), "actor": "bob"}
+        await retries.retry(session, deployment.id, now=NOON + 2 * S, **values)
+        begun = await pushes.begin_push(session, lane.id, await operation_of(session, lane), now=NOON + 3 * S)
+
+        assert isinstance(begun, Push)
+        assert (await reload(session, deployment)).status is DeploymentStatus.DEPLOYING
+
+    async def test_a_lane_that_lost_its_work_is_left_to_a_person(self, session: AsyncSession) -> None:
+        deployment, lane = await refused(session)
+        await session.execute(
+            text("UPDATE ring_deployments SET status = 'PUSHING' WHERE id = :id"), {"id": lane.id}
+        )
+        await end_work(session, ago=HOUR)
+
+        assert await sweep(session, NOON + S) == [("lane", "PUSHING")]
+        assert (await reload(session, deployment)).lanes[1].status is LaneStatus.HELD
 
 
 async def sent(session: AsyncSession) -> tuple[Deployment, Effect]:
