@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Assignment, Capability, Connector, Verified
-from app.domain import doubts, effects
+from app.domain import doubts, effects, leases
 from app.domain.effects import Planned
 from app.domain.operations import Failure
 from app.errors import IllegalTransition
@@ -119,12 +119,14 @@ async def settle(job: Job, step: Planned, external_id: str | None) -> None:
     """Write CONFIRMED."""
     async with job.transaction() as session:
         await effects.confirmed(session, step.id, external_id=external_id, now=job.runtime.clock())
+        await leases.progressed(session, job.claimed)
 
 
 async def save_checkpoint(job: Job, step: Planned, checkpoint: dict[str, object]) -> None:
     """Keep how far the upload is."""
     async with job.transaction() as session:
         await effects.progressed(session, step.id, checkpoint)
+        await leases.progressed(session, job.claimed)
 
 
 async def with_baseline(job: Job, connector: Connector, step: Planned, assignment: Assignment) -> Assignment:

@@ -26,8 +26,9 @@ from app.domain.operations import (
 )
 from app.models import Operation, OperationStatus
 
-BYSTANDER, IN_COMPANY = 60, 8
-"""How often work may lose its worker and no attempt is spent: what had lived, what had company."""
+BYSTANDER, IN_COMPANY = 20, 8
+"""How often work may lose its worker in a row, getting nowhere, and no attempt is spent: what had lived, what
+had company."""
 UNLUCKY, LONGEST = 3, 30
 """How often what had lived does not have to wait, and how many seconds anybody waits at most."""
 FEWEST_ATTEMPTS = min(rules.max_attempts for rules in KINDS.values())

@@ -187,12 +187,19 @@ async def hold_alive(session: AsyncSession, claimed: Claimed) -> None:
 
 async def keep_checkpoint(session: AsyncSession, claimed: Claimed, checkpoint: Json | None) -> None:
     """Remember how far the work has come; None: whoever does it again begins at the beginning."""
-    kept = (
-        update(Operation)
-        .where(_mine(claimed))
-        .values(checkpoint=null() if checkpoint is None else checkpoint)
-    )
-    await session.execute(kept, execution_options={"synchronize_session": False})
+    await _change(session, claimed, checkpoint=null() if checkpoint is None else checkpoint)
+    if checkpoint is not None:
+        await progressed(session, claimed)
+
+
+async def progressed(session: AsyncSession, claimed: Claimed) -> None:
+    """Something is done that nobody does again: what was lost before counts no more."""
+    await _change(session, claimed, attempt=1, max_attempts=KINDS[claimed.kind].max_attempts)
+
+
+async def _change(session: AsyncSession, claimed: Claimed, **values: Any) -> None:
+    change = update(Operation).where(_mine(claimed)).values(**values)
+    await session.execute(change, execution_options={"synchronize_session": False})
 
 
 async def accuse(connection: Connection, claimed: Claimed) -> None:

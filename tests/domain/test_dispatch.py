@@ -238,7 +238,19 @@ class TestLostWorkers:
         while (await lose(runtime, told, operation_id, lived=True)).status is OperationStatus.QUEUED:
             deaths += 1
 
-        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 64
+        assert deaths + 1 == dispatch.MOST_ATTEMPTS == 24
+
+    async def test_whoever_gets_on_has_lost_nothing_yet(self, runtime: Runtime, told: Told) -> None:
+        operation_id = await enqueue(runtime)
+        for _ in range(6):
+            await lose(runtime, told, operation_id, lived=True)
+        await alter(runtime, operation_id, "run_after = clock_timestamp()")
+        mine = await claimed(runtime, operation_id)
+
+        await within(runtime, lambda session: leases.keep_checkpoint(session, mine, {"page": 1}))
+
+        now = await row(runtime, operation_id)
+        assert (now.attempt, now.max_attempts, now.checkpoint) == (1, 4, {"page": 1})
 
     async def test_the_unlucky_wait_longer_each_time(self, runtime: Runtime, told: Told) -> None:
         operation_id, waits = await enqueue(runtime), list[float]()

@@ -80,7 +80,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "C8",
         "a job that kills its process",
-        "worker_lost after four deaths; its neighbours go on",
+        "worker_lost after four deaths, twenty-four if it had written; neighbours go on",
         (
             f"{PROCESSES}::test_a_job_that_kills_its_process_runs_out_of_attempts",
             "tests/domain/test_dispatch.py::TestLostWorkers::",
