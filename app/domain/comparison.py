@@ -2,9 +2,9 @@
 """What a plane has against what was decided for one lane: what to ask, and how the answer differs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy import text
@@ -74,6 +74,22 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """How many devices have not any more what they had, and the names of some."""
+
+    number: int = 0
+    examples: tuple[str, ...] = ()
+
+    def and_these(self, devices: Sequence[tuple[str, str]]) -> Self:
+        """With those of one more page: their ids and names."""
+        names = (*self.examples, *(name for _, name in devices))
+        return replace(self, number=self.number + len(devices), examples=names[:EXAMPLES])
+
+
+NOBODY = Lost()
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One difference, as it was seen once."""
 
@@ -120,7 +136,7 @@ async def have_lost(
     return [(row.device_id, row.name) for row in rows]
 
 
-def weigh(look: Look, observed: Observed, lost: Sequence[tuple[str, str]]) -> list[Finding]:
+def weigh(look: Look, observed: Observed, lost: Lost) -> list[Finding]:
     """The differences between what was decided and what was seen. Pure."""
     return [finding for finding in (_missing(look, observed), *_others(look, observed, lost)) if finding]
 
@@ -135,7 +151,7 @@ def _missing(look: Look, observed: Observed) -> Finding | None:
     )
 
 
-def _others(look: Look, observed: Observed, lost: Sequence[tuple[str, str]]) -> Iterable[Finding | None]:
+def _others(look: Look, observed: Observed, lost: Lost) -> Iterable[Finding | None]:
     decided = look.assignment.app.version
     if observed.assigned and observed.version not in {None, decided}:
         detail = f"devices would get {observed.version} in place of {decided}"
@@ -149,13 +165,13 @@ def _others(look: Look, observed: Observed, lost: Sequence[tuple[str, str]]) -> 
     yield _compliance(look, lost)
 
 
-def _compliance(look: Look, lost: Sequence[tuple[str, str]]) -> Finding | None:
-    left = look.had_it - len(lost)
-    if not look.settled or not lost or left >= look.min_success_rate * look.targeted:
+def _compliance(look: Look, lost: Lost) -> Finding | None:
+    left = look.had_it - lost.number
+    if not look.settled or not lost.number or left >= look.min_success_rate * look.targeted:
         return None
     return Finding(
         DriftType.COMPLIANCE_DRIFT,
-        f"{len(lost)} of {look.had_it} devices that had it have not any more",
+        f"{lost.number} of {look.had_it} devices that had it have not any more",
         {"devices": look.had_it, "min_success_rate": look.min_success_rate},
-        {"devices": left, "examples": [name for _, name in lost[:EXAMPLES]]},
+        {"devices": left, "examples": list(lost.examples)},
     )

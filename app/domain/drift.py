@@ -47,7 +47,7 @@ REPAIRED_TYPES = frozenset({DriftType.MISSING_ASSIGNMENT, DriftType.VERSION_MISM
 REPAIRED_RINGS = frozenset({Ring.LAB, Ring.CANARY})
 MOST_REPAIRS = 3
 REMEMBERED = timedelta(days=1)
-"""How long repairs of a difference that is over count on, when it comes back: somebody else may be undoing them
+"""How long repairs of a difference that is over count on when it comes back: somebody else may undo them
 after every good look, and without this each return would be met by three more repairs, for ever."""
 
 
@@ -94,9 +94,16 @@ async def record(
 
 
 async def not_readable(session: AsyncSession, lane_id: UUID, *, tick: datetime, now: datetime) -> None:
-    """The plane refused to tell about a lane: nothing is known of it, the next tick asks again."""
+    """A lane could not be read: nothing is known of it, what was known stays, the next tick asks again."""
     _, lane = await lanes.lock_lane(session, lane_id)
     lane.looked_at = max(now, tick)
+    await session.flush()
+
+
+async def set_back(session: AsyncSession, lane_id: UUID, *, tick: datetime) -> None:
+    """The plane was away when it was asked about a lane: of those that are due at the tick, it comes last."""
+    _, lane = await lanes.lock_lane(session, lane_id)
+    lane.looked_at = tick - timedelta.resolution
     await session.flush()
 
 

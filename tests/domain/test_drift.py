@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.connectors.contract import Action, DeviceReport, InstallState, Manifest, Observed, Plane
 from app.domain import audit, commands, comparison, drift, effects, events, freezes, repairs, rollback
 from app.domain.calendars import FreezeSpan
-from app.domain.comparison import Look
+from app.domain.comparison import NOBODY, Look
 from app.domain.drift import Pace
 from app.errors import IllegalTransition
 from app.models import Deployment, Drift, DriftStatus, DriftType, Operation, OperationStatus, Ring
@@ -45,9 +45,8 @@ async def look(
     lane = deployment.lanes[given.pop("lane", 0)]
     begun = await comparison.begin_look(session, lane.id)
     assert begun is not None
-    lost = given.pop("lost", ())
     values: dict[str, Any] = {"manifest": MENDS, "pace": PACE, "tick": now, "now": now} | given
-    await drift.record(session, lane.id, comparison.weigh(begun, observed, lost), **values)
+    await drift.record(session, lane.id, comparison.weigh(begun, observed, NOBODY), **values)
 
 
 async def seen(session: AsyncSession) -> list[tuple[str, str]]:
@@ -81,8 +80,8 @@ class TestWeighing:
     async def test_what_is_as_decided_is_no_finding(self, session: AsyncSession) -> None:
         begun = await self.begun(session)
 
-        assert comparison.weigh(begun, FINE, []) == []
-        assert comparison.weigh(begun, Observed(assigned=True), []) == []
+        assert comparison.weigh(begun, FINE, NOBODY) == []
+        assert comparison.weigh(begun, Observed(assigned=True), NOBODY) == []
 
     @pytest.mark.parametrize(
         ("observed", "kind"),
@@ -95,12 +94,12 @@ class TestWeighing:
     async def test_each_difference_has_its_type(
         self, session: AsyncSession, observed: Observed, kind: DriftType
     ) -> None:
-        (finding,) = comparison.weigh(await self.begun(session), observed, [])
+        (finding,) = comparison.weigh(await self.begun(session), observed, NOBODY)
 
         assert finding.type is kind
 
     async def test_a_scope_names_only_what_nobody_decided(self, session: AsyncSession) -> None:
-        (finding,) = comparison.weigh(await self.begun(session), WIDER, [])
+        (finding,) = comparison.weigh(await self.begun(session), WIDER, NOBODY)
 
         assert finding.observed == {"others": ["everybody"]}
 
@@ -110,8 +109,8 @@ class TestWeighing:
         begun = replace(await self.begun(session), targeted=100, had_it=98, min_success_rate=0.95)
         lost = [(f"id-{number}", f"pc-{number}") for number in range(4)]
 
-        assert comparison.weigh(begun, FINE, lost[:3]) == []
-        (finding,) = comparison.weigh(begun, FINE, lost)
+        assert comparison.weigh(begun, FINE, NOBODY.and_these(lost[:3])) == []
+        (finding,) = comparison.weigh(begun, FINE, NOBODY.and_these(lost[:3]).and_these(lost[3:]))
         assert (finding.type, finding.observed["devices"]) == (DriftType.COMPLIANCE_DRIFT, 94)
         assert finding.observed["examples"] == ["pc-0", "pc-1", "pc-2", "pc-3"]
 
