@@ -5,7 +5,7 @@ import asyncio
 from datetime import timedelta
 
 from app import telemetry
-from app.domain import deadlines, sweeping
+from app.domain import sweeping
 from app.domain.sweeping import Aged, Times, Watch
 from app.runtime import Runtime
 
@@ -35,9 +35,9 @@ async def sweep_for_ever(runtime: Runtime) -> None:
 
 
 async def sweep(runtime: Runtime) -> int:
-    """Look at every machine once; how many things were moved on."""
+    """Look at every state that is watched once; how many things were moved on."""
     oldest: dict[tuple[str, str], float] = {
-        (machine.name, limit.state.value): 0.0 for machine in deadlines.MACHINES for limit in machine.limits
+        (watch.machine, state.value): 0.0 for watch in sweeping.WATCHES for state in watch.states
     }
     moved, times = 0, times_of(runtime)
     for watch in sweeping.WATCHES:

@@ -40,7 +40,8 @@ ENFORCED_WITHIN = timedelta(seconds=60)
 class Limit:
     """How long a state may last. ``since`` and ``after`` are for people; ``successor`` is where it then goes.
 
-    ``otherwise``: another successor, which the owner may find.
+    ``otherwise``: another successor, which the owner may find. ``at_last``: what it is when nobody could find
+    out. ``instead``: why no sweeper looks at this state: what else ends it.
     """
 
     state: StrEnum
@@ -49,6 +50,8 @@ class Limit:
     after: str
     successor: StrEnum
     otherwise: StrEnum | None = None
+    at_last: str = ""
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,16 @@ _D, _L, _O, _E, _V = DeploymentStatus, LaneStatus, OperationStatus, EffectState,
 _CHANGE = "its last change, `start_at`, or the end of a freeze"
 _MONTH = "30 days (`EUCORA_HOUSEKEEPING__ABANDONED_AFTER`)"
 _WORK = "its operation ended"
+_ASKED_BY = "its operation, settle_effect"
+_ASKING = "1 hour; then the plane is asked, for 7 days at most"
+_NEVER_KNOWN = "UNKNOWN for good (`never_known`) if the plane cannot be asked"
+_WITH_IT = (
+    "they end with their deployment. One that is over leaves them as they are, for they wait for nothing: one"
+    " that FAILED may have any of them, and ROLLING_BACK ones, until it is retried or taken back; one that is"
+    " COMPLETED may have EMPTY_TARGET ones. A push that finds its deployment FAILED leaves its lane HELD"
+)
+_M, _SILENT, _BY_CLASS = "measure_ring", "a quarter of its class's deadline", "24 h, 72 h or 7 d by its class"
+_BY_MEASURING = "the measurements of their lane, which is looked at, keep them to this"
 
 DEVICE_MOVES: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
     {
@@ -92,7 +105,7 @@ MACHINES: tuple[Machine, ...] = (
         rollout.LANE_MOVES,
         frozenset({_L.PROMOTED, _L.FAILED, _L.CANCELLED, _L.ROLLED_BACK}),
         (
-            Limit(_L.PENDING, "its deployment", "", "as its deployment", _L.CANCELLED),
+            Limit(_L.PENDING, "its deployment", "", "as its deployment", _L.CANCELLED, instead=_WITH_IT),
             Limit(_L.PUSHING, "deploy_to_connector", _WORK, "10 minutes", _L.HELD),
             Limit(_L.WAITING_PLANE, "its operation", "the plane went away", "7 days", _L.HELD),
             Limit(
@@ -102,8 +115,8 @@ MACHINES: tuple[Machine, ...] = (
                 "longest device deadline + soak + 1 day",
                 _L.HELD,
             ),
-            Limit(_L.HELD, "publisher, approver", "", "as its deployment", _L.CANCELLED),
-            Limit(_L.EMPTY_TARGET, "publisher", "", "as its deployment", _L.CANCELLED),
+            Limit(_L.HELD, "publisher, approver", "", "as its deployment", _L.CANCELLED, instead=_WITH_IT),
+            Limit(_L.EMPTY_TARGET, "publisher", "", "as its deployment", _L.CANCELLED, instead=_WITH_IT),
             Limit(_L.ROLLING_BACK, "execute_rollback", "", "as its deployment", _L.FAILED),
         ),
     ),
@@ -139,8 +152,8 @@ MACHINES: tuple[Machine, ...] = (
         frozenset({_E.CONFIRMED, _E.REJECTED}),
         (
             Limit(_E.PLANNED, "its operation", "its deployment ended", "1 hour", _E.REJECTED),
-            Limit(_E.SENT, "its operation, settle_effect", _WORK, "1 hour", _E.CONFIRMED, _E.REJECTED),
-            Limit(_E.UNKNOWN, "its operation, settle_effect", _WORK, "1 hour", _E.CONFIRMED, _E.REJECTED),
+            Limit(_E.SENT, _ASKED_BY, _WORK, _ASKING, _E.CONFIRMED, _E.REJECTED, _NEVER_KNOWN),
+            Limit(_E.UNKNOWN, _ASKED_BY, _WORK, _ASKING, _E.CONFIRMED, _E.REJECTED, _NEVER_KNOWN),
         ),
     ),
     Machine(
@@ -148,12 +161,10 @@ MACHINES: tuple[Machine, ...] = (
         DEVICE_MOVES,
         frozenset({_V.SUCCEEDED, _V.FAILED}),
         (
-            Limit(
-                _V.PENDING, "measure_ring", "the push", "a quarter of its class's deadline", _V.UNREACHABLE
-            ),
-            Limit(_V.IN_PROGRESS, "measure_ring", "the push", "24 h, 72 h or 7 d by its class", _V.FAILED),
-            Limit(_V.UNREACHABLE, "measure_ring", "the push", "24 h, 72 h or 7 d by its class", _V.FAILED),
-            Limit(_V.UNKNOWN, "measure_ring", "the push", "24 h, 72 h or 7 d by its class", _V.FAILED),
+            Limit(_V.PENDING, _M, "the push", _SILENT, _V.UNREACHABLE, instead=_BY_MEASURING),
+            Limit(_V.IN_PROGRESS, _M, "the push", _BY_CLASS, _V.FAILED, instead=_BY_MEASURING),
+            Limit(_V.UNREACHABLE, _M, "the push", _BY_CLASS, _V.FAILED, instead=_BY_MEASURING),
+            Limit(_V.UNKNOWN, _M, "the push", _BY_CLASS, _V.FAILED, instead=_BY_MEASURING),
         ),
     ),
     Machine(

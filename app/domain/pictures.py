@@ -37,6 +37,10 @@ tells how near the oldest of each is to its limit; it stays below 1.
 | what | state | owner | counted since | for at most | then |
 | --- | --- | --- | --- | --- | --- |
 """
+UNWATCHED_HEAD = """
+No sweeper looks at some of these, and the metric does not have them, because something else ends them:
+
+"""
 COMMANDS_HEAD = """\
 ## What may be ordered when
 
@@ -103,8 +107,20 @@ def limits() -> str:
         for machine in deadlines.MACHINES
         for limit in machine.limits
     ]
-    return LIMITS_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return LIMITS_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + _unwatched()
 
 
 def _then(limit: deadlines.Limit) -> str:
-    return limit.successor.value + (f" or {limit.otherwise.value}" if limit.otherwise else "")
+    known = limit.successor.value + (f" or {limit.otherwise.value}" if limit.otherwise else "")
+    return f"{known}, {limit.at_last}" if limit.at_last else known
+
+
+def _unwatched() -> str:
+    """What else ends the states that no sweeper looks at."""
+    states: dict[tuple[str, str], list[str]] = {}
+    for machine in deadlines.MACHINES:
+        for limit in machine.limits:
+            if limit.instead:
+                states.setdefault((machine.name, limit.instead), []).append(limit.state.value)
+    told = [f"- {name} {', '.join(which)}: {why}.\n" for (name, why), which in states.items()]
+    return UNWATCHED_HEAD + "".join(told)

@@ -8,6 +8,7 @@ measured.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import select, text
@@ -28,11 +29,13 @@ from app.domain.events import SYSTEM
 from app.domain.facts import Code
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import (
+    ApprovalStatus,
     Deployment,
     DeploymentStatus,
     Drift,
     DriftStatus,
     Effect,
+    EffectState,
     LaneStatus,
     Operation,
     OperationStatus,
@@ -173,12 +176,13 @@ Enforce = Callable[[AsyncSession, UUID, Times], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One look at one machine: who has waited longest, and what is done with those past their time.
+    """One look at some states of a machine: who is in them, and what is done with those past their time.
 
     ``lock``: what whoever moves such a thing takes first. ``enforce`` None: somebody else does it.
     """
 
     machine: str
+    states: tuple[StrEnum, ...]
     query: str
     lock: Lock | None = None
     enforce: Enforce | None = None
@@ -324,17 +328,22 @@ async def close_drift(session: AsyncSession, drift_id: UUID, times: Times) -> No
         await drift.resolve(session, deployment, found, now=times.now, why=why)
 
 
+_D, _L, _E, _V, _O = DeploymentStatus, LaneStatus, EffectState, DriftStatus, OperationStatus
+_MOVING = (_L.PUSHING, _L.WAITING_PLANE, _L.MEASURING, _L.ROLLING_BACK)
+_ACTIVE = (_D.PENDING, _D.DEPLOYING, _D.AWAITING_CAB, _D.APPROVED)
+_UNRESOLVED = (_V.SUSPECTED, _V.OPEN, _V.ESCALATED)
+
 WATCHES: tuple[Watch, ...] = (
-    Watch("deployment", ABANDONED, deployments.lock, abandon),
-    Watch("deployment", BACKWARDS, deployments.lock, end_rollback),
-    Watch("lane", WAITING, lanes.lock_lane, hold_away),
-    Watch("lane", MEASURED, lanes.lock_lane, hold_late),
-    Watch("lane", ORPHANS, lanes.lock_lane, hold_orphan),
-    Watch("effect", NEVER_SENT, lock_effect, reject_unsent),
-    Watch("effect", IN_DOUBT, lock_effect, ask_about),
-    Watch("drift", DRIFTS, lock_drift, close_drift),
-    Watch("request", REQUESTS),
-    Watch("operation", OPEN_WORK),
-    Watch("operation", LEASES),
+    Watch("deployment", _ACTIVE, ABANDONED, deployments.lock, abandon),
+    Watch("deployment", (_D.ROLLING_BACK,), BACKWARDS, deployments.lock, end_rollback),
+    Watch("lane", (_L.WAITING_PLANE,), WAITING, lanes.lock_lane, hold_away),
+    Watch("lane", (_L.MEASURING,), MEASURED, lanes.lock_lane, hold_late),
+    Watch("lane", _MOVING, ORPHANS, lanes.lock_lane, hold_orphan),
+    Watch("effect", (_E.PLANNED,), NEVER_SENT, lock_effect, reject_unsent),
+    Watch("effect", (_E.SENT, _E.UNKNOWN), IN_DOUBT, lock_effect, ask_about),
+    Watch("drift", _UNRESOLVED, DRIFTS, lock_drift, close_drift),
+    Watch("request", (ApprovalStatus.PENDING,), REQUESTS),
+    Watch("operation", (_O.QUEUED, _O.WAITING), OPEN_WORK),
+    Watch("operation", (_O.RUNNING,), LEASES),
 )
-"""All machines of ``deadlines`` but the devices, which their lane's measurement keeps to their deadlines."""
+"""All states of ``deadlines`` but those that something else ends."""

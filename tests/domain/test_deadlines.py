@@ -50,6 +50,17 @@ from tests.factories import NOON, RISK_62, make_deployment, manifest
 
 MONTH, DAY, HOUR = timedelta(days=30), timedelta(days=1), timedelta(hours=1)
 LIMITS = [(machine, limit) for machine in MACHINES for limit in machine.limits]
+WATCHED = [(watch, state.value) for watch in WATCHES for state in watch.states]
+PUT_IN = {
+    "deployment": "UPDATE deployments SET status = CAST(:state AS deployment_status), finished_at = now()",
+    "lane": "UPDATE ring_deployments SET status = CAST(:state AS lane_status) WHERE position = 0",
+    "effect": "UPDATE effects SET state = CAST(:state AS effect_state), settled_at = NULL",
+    "drift": "UPDATE drifts SET status = CAST(:state AS drift_status)",
+    "request": "UPDATE approvals SET status = CAST(:state AS approval_status)",
+    "operation": "UPDATE operations SET status = CAST(:state AS operation_status), finished_at = NULL,"
+    " lease_owner = CASE :state WHEN 'RUNNING' THEN 'me' END,"
+    " lease_until = CASE :state WHEN 'RUNNING' THEN now() END",
+}
 
 
 def times(now: datetime) -> Times:
@@ -124,8 +135,32 @@ class TestTable:
         owners = " ".join(limit.owner for machine, limit in LIMITS if machine.name == "lane")
         assert all(kind.value in owners for kind in endless)
 
-    def test_every_machine_but_the_devices_is_watched(self) -> None:
-        assert {watch.machine for watch in WATCHES} == {machine.name for machine in MACHINES} - {"device"}
+    @pytest.mark.parametrize(("machine", "limit"), LIMITS, ids=lambda each: str(getattr(each, "name", "")))
+    def test_each_state_is_watched_unless_something_else_is_said_to_end_it(
+        self, machine: Machine, limit: Limit
+    ) -> None:
+        watched = [
+            watch for watch in WATCHES if watch.machine == machine.name and limit.state in watch.states
+        ]
+
+        assert bool(watched) is not bool(limit.instead)
+
+    def test_what_is_watched_may_not_last(self) -> None:
+        watched = {(watch.machine, state.value) for watch in WATCHES for state in watch.states}
+
+        assert watched <= {(machine.name, limit.state.value) for machine, limit in LIMITS}
+
+    @pytest.mark.parametrize(("watch", "state"), WATCHED, ids=lambda each: getattr(each, "machine", each))
+    async def test_what_is_watched_is_seen(self, session: AsyncSession, watch: Watch, state: str) -> None:
+        deployment = await make_deployment(session, risk_factors=RISK_62, target_ring=Ring.PILOT)
+        await pass_ring(session, deployment, Ring.LAB, NOON)
+        await look(session, deployment, Observed(assigned=False), NOON)
+        await end_work(session, ago=HOUR)
+        over = "ROLLING_BACK" if state == "ROLLING_BACK" else "FAILED"
+        await session.execute(text(PUT_IN["deployment"]), {"state": over})
+        await session.execute(text(PUT_IN[watch.machine]), {"state": state})
+
+        assert state in {each.state for each in await sweeping.aged(session, watch, times(NOON))}
 
     async def test_what_is_fresh_is_far_from_its_limit(self, session: AsyncSession) -> None:
         await make_deployment(session, risk_factors=RISK_62, target_ring=Ring.PILOT)

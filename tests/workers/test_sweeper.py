@@ -41,6 +41,7 @@ async def test_the_metric_tells_how_old_the_oldest_of_each_state_is(runtime: Run
     found = ratios()
     assert 0.49 < found["deployment", "PENDING"] < 0.51
     assert found["lane", "MEASURING"] == 0.0
+    assert not {("lane", "HELD"), ("device", "PENDING")} & found.keys()
     assert max(found.values()) < 1
 
 
