@@ -83,6 +83,13 @@ def end_waiting(lane: RingDeployment, now: datetime) -> None:
     lane.waiting_since = None
 
 
+def begin_anew(lane: RingDeployment, now: datetime) -> None:
+    """Its soak and its devices' deadlines begin now, as after a push."""
+    lane.pushed_at, lane.measured_at, lane.waiting_since = now, now, None
+    lane.soak_elapsed, lane.waited = timedelta(0), timedelta(0)
+    lane.finished_at, lane.verdict = None, None
+
+
 def is_measured(lane: RingDeployment) -> bool:
     """Whether the lane was pushed and is waiting for its verdict, or for its plane on the way there."""
     return lane.status is LaneStatus.MEASURING or (

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import deployments, effects, lanes, operations, promotion, rollback, rollout, withdrawal
 from app.domain.facts import Code
-from app.domain.operations import OperationKind
+from app.domain.operations import Failure, OperationKind
 from app.errors import IllegalTransition
 from app.models import Deployment, DeploymentStatus, LaneStatus, Operation, OperationStatus, RingDeployment
 
@@ -18,6 +18,8 @@ PUSHED_OR_PUSHING = frozenset(
 )
 FINAL_CLASSES = frozenset({"permanent", "auth", "policy_violation"})
 """Error classes that repeating cannot help: the push has failed for good."""
+LATE = Failure("transient", "no_verdict", "no verdict came in time")
+"""Why a measurement ends that had all its time. Taken up again, it gets as much once more."""
 
 
 async def operation_ended(session: AsyncSession, operation: Operation) -> None:
@@ -125,6 +127,9 @@ async def _work_revived(
         await push_the_others(session, deployment, lane)
     lanes.end_waiting(lane, now)
     if measures:
+        if (lane.error or {}).get("code") == LATE.code:
+            lanes.begin_anew(lane, now)
+        lane.error = None
         await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
     elif deployment.start_at is not None and deployment.start_at > now:
         lifetime = operations.KINDS[OperationKind(operation.kind)].deadline or timedelta(0)

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from uuid import UUID
 
@@ -179,9 +179,7 @@ async def reopen(
     session: AsyncSession, deployment: Deployment, lane: RingDeployment, *, now: datetime
 ) -> None:
     """Measure a held lane again: its devices' deadlines and its soak begin anew."""
-    lane.pushed_at, lane.measured_at = now, now
-    lane.soak_elapsed, lane.waited = timedelta(0), timedelta(0)
-    lane.finished_at, lane.verdict = None, None
+    lanes.begin_anew(lane, now)
     await deployments.move_lane(session, deployment, lane, LaneStatus.MEASURING, now=now)
 
 

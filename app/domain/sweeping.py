@@ -45,7 +45,6 @@ from app.models import (
 BATCH = 20
 STUCK = Failure("transient", "deadline", "nobody works on it any more")
 TOO_LONG_AWAY = Failure("transient", "plane_unavailable", "the plane was away for too long")
-LATE = Failure("transient", "deadline", "no verdict came in time")
 
 ABANDONED = """
     SELECT deployment.id, deployment.status::text AS state, CAST(:abandoned AS interval) AS after,
@@ -264,7 +263,7 @@ async def hold_away(session: AsyncSession, lane_id: UUID, times: Times) -> None:
 
 async def hold_late(session: AsyncSession, lane_id: UUID, times: Times) -> None:
     """Leave a lane to a person that got no verdict in all its time."""
-    await _hold(session, lane_id, LATE, times)
+    await _hold(session, lane_id, outcomes.LATE, times)
 
 
 async def hold_orphan(session: AsyncSession, lane_id: UUID, times: Times) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Observed, Plane
+from app.connectors.contract import Action, InstallState, Observed, Plane
 from app.domain import (
     audit,
     blockers,
@@ -44,7 +44,7 @@ from app.models import (
     Ring,
     RingDeployment,
 )
-from tests.domain.steps import S, event_types, operation_of, pass_ring, push, reload
+from tests.domain.steps import S, event_types, measure, operation_of, pass_ring, push, reload
 from tests.domain.test_drift import look, seen
 from tests.factories import NOON, RISK_62, make_deployment, manifest
 
@@ -268,6 +268,24 @@ class TestLanes:
 
         after = (await reload(session, deployment)).lanes[0]
         assert after.status is LaneStatus.HELD
+
+    async def test_a_lane_without_a_verdict_that_is_tried_again_gets_all_its_time(
+        self, session: AsyncSession
+    ) -> None:
+        now = await outcomes.database_now(session)
+        deployment = await make_deployment(session)
+        lane = deployment.lanes[0]
+        await push(session, lane, "pc-1", now=now - MONTH)
+        assert ("lane", "MEASURING") in await sweep(session, now)
+
+        work = await operation_of(session, lane)
+        await operations.revive(session, work, revived=outcomes.operation_revived)
+        moved = await sweep(session, now + 10 * S)
+        await measure(session, lane, InstallState.PENDING, now=now + 10 * S)
+
+        after = (await reload(session, deployment)).lanes[0]
+        assert (moved, after.status, after.error) == ([], LaneStatus.MEASURING, None)
+        assert (after.failure_count, after.unreachable_count) == (0, 1)
 
     @pytest.mark.parametrize("pushed", [True, False], ids=["measured", "pushed"])
     async def test_a_lane_that_lost_its_work_is_left_to_a_person(
