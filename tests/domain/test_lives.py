@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Plane
+from app.connectors.contract import InstallState, Plane
 from app.domain import (
     deployments,
     devices,
@@ -42,12 +42,14 @@ from app.models import (
     DeviceState,
     Effect,
     EffectState,
+    LaneStatus,
     Operation,
     OperationStatus,
     Promotion,
     Ring,
     RingDeployment,
 )
+from tests.domain.steps import measure
 from tests.domain.test_operators import INTENTS, LIMITS, STEPS, check, members_of
 from tests.factories import FACTORS, NOON, make_deployment
 
@@ -65,6 +67,8 @@ class Life:
     lost: list[Claimed] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     deaths: int = 0
+    passed: timedelta = timedelta(0)
+    """How much later the next step comes."""
 
 
 Event = Callable[[AsyncSession, Deployment, datetime, Life], Awaitable[None]]
@@ -129,8 +133,9 @@ async def write_late(session: AsyncSession, deployment: Deployment, _: datetime,
 async def push(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
     """The lanes' pushes go on, as jobs do it: what is in doubt is not sent before the plane was asked."""
     for lane in deployment.lanes:
-        if lane.operation_id is None or lane.pushed_at is not None:
+        if not await is_to_be_pushed(session, lane):
             continue
+        assert lane.operation_id is not None
         begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
         if not isinstance(begun, Push):
             continue
@@ -140,6 +145,13 @@ async def push(session: AsyncSession, deployment: Deployment, now: datetime, lif
                 break
         else:
             await pushes.confirm_push(session, lane.id, external_id="app-1", now=now)
+
+
+async def is_to_be_pushed(session: AsyncSession, lane: RingDeployment) -> bool:
+    """Whether a worker could be at its push: work that has ended is claimed by nobody."""
+    if lane.operation_id is None or lane.pushed_at is not None:
+        return False
+    return (await operations.get(session, lane.operation_id)).status not in operations.ENDED
 
 
 async def carry_out(
@@ -165,10 +177,9 @@ async def die_after_sending(session: AsyncSession, deployment: Deployment, now: 
     Every other time the plane got it.
     """
     for lane in deployment.lanes:
-        if lane.operation_id is None or lane.pushed_at is not None:
+        if not await is_to_be_pushed(session, lane):
             continue
-        if (await operations.get(session, lane.operation_id)).status in operations.ENDED:
-            continue  # work that has ended is claimed by nobody
+        assert lane.operation_id is not None
         begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
         if not isinstance(begun, Push):
             continue
@@ -194,6 +205,27 @@ async def ask_the_plane(session: AsyncSession, deployment: Deployment, now: date
             await effects.absent(session, effect.id, now=now)
 
 
+async def away_for_a_month(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
+    """The planes of all lanes that are measured go away, and come back with nothing new to tell.
+
+    That costs no device which had not been silent for too long before.
+    """
+    life.passed = MONTH
+    for lane in deployment.lanes:
+        await measure(session, lane, InstallState.PENDING, now=now)
+        failed = await failed_devices(session)
+        if lane.status is LaneStatus.MEASURING:
+            await lanes.wait_for_plane(session, lane.id, error=ERROR, now=now)
+            await measure(session, lane, InstallState.PENDING, now=now + MONTH)
+        assert await failed_devices(session) == failed
+
+
+async def pass_by(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
+    """Nobody does anything for longer than any state may last."""
+    del session, deployment, now
+    life.passed = 2 * MONTH
+
+
 async def run_out(session: AsyncSession, deployment: Deployment, _: datetime, life: Life) -> None:
     """The deadlines of all work that waits pass."""
     del deployment, life
@@ -207,7 +239,7 @@ async def run_out(session: AsyncSession, deployment: Deployment, _: datetime, li
 async def sweep(session: AsyncSession, _: Deployment, now: datetime, life: Life) -> None:
     """A sweeper comes by."""
     del life
-    times = Times(now=now, abandoned=MONTH, lease=LEASE)
+    times = Times(now=now, since=now - MONTH, abandoned=MONTH, lease=LEASE)
     for watch in sweeping.WATCHES:
         for each in await sweeping.aged(session, watch, times):
             await sweeping.move_on(session, watch, each, times)
@@ -224,6 +256,7 @@ OUTAGES: dict[str, Event] = {
     "deadlines pass": run_out,
     "sweep": sweep,
 }
+PASSING: dict[str, Event] = {"away for a month": away_for_a_month, "time passes": pass_by}
 AUTOMATIC = {
     "planes": (Plane.INTUNE,),
     "target_ring": Ring.LAB,
@@ -240,7 +273,9 @@ NOT_SENT_AGAIN = [
     "the plane is asked",
 ]
 """The plane had not got the first, and has got the second."""
-LIKELY = ["push", "all succeed", "claim", "workers crash"] * 3 + list(OUTAGES) * 2 + list(STEPS)
+LIKELY = (
+    ["push", "all succeed", "claim", "workers crash"] * 3 + list(OUTAGES) * 2 + list(PASSING) + list(STEPS)
+)
 
 
 @settings(
@@ -260,7 +295,8 @@ async def test_no_life_breaks_a_promise(
         deployment_id = (await make_deployment(session, **intent)).id  # type: ignore[arg-type]
         now, life = NOON, Life()
         for name, seconds in steps:
-            now += timedelta(seconds=seconds)
+            now += timedelta(seconds=seconds) + life.passed
+            life.passed = timedelta(0)
             await live(session, await deployments.get(session, deployment_id), name, now, life)
             session.expire_all()
             await check(session, await deployments.get(session, deployment_id), now)
@@ -280,6 +316,8 @@ async def live(session: AsyncSession, deployment: Deployment, name: str, now: da
             if name in OUTAGES:
                 await OUTAGES[name](session, deployment, now, life)
                 assert await failed_devices(session) == failed
+            elif name in PASSING:
+                await PASSING[name](session, deployment, now, life)
             else:
                 await STEPS[name](session, deployment, now)
     except ControlPlaneError:
