@@ -15,10 +15,11 @@ log = telemetry.logger(__name__)
 
 
 def times_of(runtime: Runtime) -> Times:
-    """The clock and the limits of this installation."""
-    settings = runtime.settings
+    """The clock and the limits of this installation, for a sweeper that begins."""
+    settings, now = runtime.settings, runtime.clock()
     return Times(
-        now=runtime.clock(),
+        now=now,
+        since=now,
         abandoned=timedelta(seconds=settings.housekeeping.abandoned_after),
         lease=timedelta(seconds=settings.worker.lease),
     )
@@ -26,20 +27,23 @@ def times_of(runtime: Runtime) -> Times:
 
 async def sweep_for_ever(runtime: Runtime) -> None:
     """Until cancelled; survives the loss of PostgreSQL."""
+    times = times_of(runtime)
     while True:
         try:
-            await sweep(runtime)
+            upcoming = times.at(runtime.clock())
+            await sweep(runtime, upcoming)
+            times = upcoming
         except Exception as error:  # noqa: BLE001 - servers come and go, the sweeper stays
             log.warning("sweep_failed", error=repr(error))
         await asyncio.sleep(SWEEP_EVERY)
 
 
-async def sweep(runtime: Runtime) -> int:
+async def sweep(runtime: Runtime, times: Times) -> int:
     """Look at every state that is watched once; how many things were moved on."""
     oldest: dict[tuple[str, str], float] = {
         (watch.machine, state.value): 0.0 for watch in sweeping.WATCHES for state in watch.states
     }
-    moved, times = 0, times_of(runtime)
+    moved = 0
     for watch in sweeping.WATCHES:
         async with runtime.statements() as session:
             found = await sweeping.aged(session, watch, times)

@@ -32,6 +32,8 @@ UNSETTLED = timedelta(hours=1)
 """How long an effect may stay as its ended operation has left it, before the plane is asked."""
 SPARE = DAY
 """What a lane gets beyond its devices' longest deadline and its soak."""
+BREAK = timedelta(hours=1)
+"""Without a sweep for so long, nothing else was done either: then so long measurements may come first."""
 ENFORCED_WITHIN = timedelta(seconds=60)
 """How much later than its limit a state is left, at the latest: the metric counts it in."""
 
@@ -111,8 +113,9 @@ MACHINES: tuple[Machine, ...] = (
             Limit(
                 _L.MEASURING,
                 "measure_ring",
-                "it was pushed, without the time its plane was away",
-                "longest device deadline + soak + 1 day",
+                "it was pushed, or taken up again when it was late, without the time its plane was away",
+                "longest device deadline + soak + 1 day, or 1 day more than its soak still took when it was"
+                " last measured; not in the hour after a break of all workers",
                 _L.HELD,
             ),
             Limit(_L.HELD, "publisher, approver", "", "as its deployment", _L.CANCELLED, instead=_WITH_IT),

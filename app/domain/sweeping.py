@@ -6,9 +6,10 @@ measured.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Self
 from uuid import UUID
 
 from sqlalchemy import select, text
@@ -24,7 +25,7 @@ from app.domain import (
     rollback,
     withdrawal,
 )
-from app.domain.deadlines import AWAY, ENFORCED_WITHIN, ORPHANED, SPARE, UNSETTLED
+from app.domain.deadlines import AWAY, BREAK, ENFORCED_WITHIN, ORPHANED, SPARE, UNSETTLED
 from app.domain.events import SYSTEM
 from app.domain.facts import Code
 from app.domain.operations import Failure, OperationKind, Subject
@@ -68,13 +69,18 @@ WAITING = """
 """
 MEASURED = """
     SELECT lane.id, lane.status::text AS state,
-        CAST(:now AS timestamptz) - lane.pushed_at - lane.waited AS age,
-        CAST(:spare AS interval) + make_interval(
-            secs => (deployment.gates->'gates'->lane.ring::text->>'soak')::float8 + (
-                SELECT max(value::float8) FROM jsonb_each_text(deployment.gates->'connectivity'))) AS after
+        CASE WHEN CAST(:now AS timestamptz) < CAST(:since AS timestamptz) + CAST(:break AS interval)
+            THEN lane.measured_at ELSE CAST(:now AS timestamptz) END - lane.pushed_at - lane.waited AS age,
+        CAST(:spare AS interval) + greatest(time.longest + time.soak, CASE WHEN lane.soak_elapsed < time.soak
+            THEN lane.measured_at - lane.pushed_at - lane.waited + time.soak - lane.soak_elapsed END) AS after
     FROM ring_deployments AS lane JOIN deployments AS deployment ON deployment.id = lane.deployment_id
+    CROSS JOIN LATERAL (SELECT
+        make_interval(secs => (deployment.gates->'gates'->lane.ring::text->>'soak')::float8) AS soak,
+        make_interval(secs => max(value::float8)) AS longest
+        FROM jsonb_each_text(deployment.gates->'connectivity')) AS time
     WHERE lane.status = 'MEASURING'
 """
+"""Soak runs only while the lane is measured: what was left of it then is still to come."""
 ORPHANS = """
     SELECT lane.id, lane.status::text AS state, CAST(:orphaned AS interval) AS after,
         clock_timestamp() - coalesce(work.finished_at, lane.status_since) AS age
@@ -162,11 +168,19 @@ class Aged:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """``now`` is the processes' clock; ``lease`` as in the settings of workers."""
+    """``now`` is the processes' clock; ``since``: from when on there were sweeps without a break.
+
+    ``lease`` as in the settings of workers.
+    """
 
     now: datetime
+    since: datetime
     abandoned: timedelta
     lease: timedelta
+
+    def at(self, now: datetime) -> Self:
+        """The times of a later sweep, the last one having been at these."""
+        return replace(self, now=now, since=now if now - self.now > BREAK else self.since)
 
 
 Lock = Callable[[AsyncSession, UUID], Awaitable[object]]
@@ -197,9 +211,11 @@ async def _look(
 ) -> Sequence[Aged]:
     values = {
         "now": times.now,
+        "since": times.since,
         "abandoned": times.abandoned,
         "lease": times.lease,
         "away": AWAY,
+        "break": BREAK,
         "spare": SPARE,
         "orphaned": ORPHANED,
         "unsettled": UNSETTLED,

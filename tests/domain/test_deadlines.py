@@ -31,6 +31,7 @@ from app.domain.budgets import Limits
 from app.domain.calendars import FreezeSpan
 from app.domain.deadlines import AWAY, MACHINES, Limit, Machine
 from app.domain.operations import KINDS, Failure, OperationKind
+from app.domain.policies import STANDARD
 from app.domain.pushes import Push
 from app.domain.sweeping import WATCHES, Aged, Times, Watch
 from app.models import (
@@ -64,7 +65,7 @@ PUT_IN = {
 
 
 def times(now: datetime) -> Times:
-    return Times(now=now, abandoned=MONTH, lease=timedelta(seconds=15))
+    return Times(now=now, since=now - DAY, abandoned=MONTH, lease=timedelta(seconds=15))
 
 
 async def look_at_all(session: AsyncSession, now: datetime) -> list[Aged]:
@@ -268,6 +269,26 @@ class TestLanes:
 
         after = (await reload(session, deployment)).lanes[0]
         assert after.status is LaneStatus.HELD
+
+    async def test_after_a_break_of_everything_a_lane_is_measured_first(self, session: AsyncSession) -> None:
+        deployment = await make_deployment(session, policy=STANDARD)
+        lane = deployment.lanes[0]
+        await push(session, lane, "pc-1")
+        back = times(NOON + HOUR).at(NOON + MONTH)
+        measuring = next(watch for watch in WATCHES if watch.states == (LaneStatus.MEASURING,))
+
+        (first,) = await sweeping.aged(session, measuring, back)
+        (unmeasured,) = await sweeping.aged(session, measuring, back.at(back.now + HOUR))
+        await measure(session, lane, InstallState.INSTALLED, "pc-1", now=back.now + S)
+        (soaking,) = await sweeping.aged(session, measuring, back.at(back.now + HOUR))
+        (forgotten,) = await sweeping.aged(session, measuring, times(back.now + 3 * DAY))
+
+        assert [each.overdue for each in (first, unmeasured, soaking, forgotten)] == [
+            False,
+            True,
+            False,
+            True,
+        ]
 
     async def test_a_lane_without_a_verdict_that_is_tried_again_gets_all_its_time(
         self, session: AsyncSession

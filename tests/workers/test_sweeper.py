@@ -16,7 +16,7 @@ from app.settings import HousekeepingSettings, Settings
 from tests.factories import accept, make_plan
 from tests.sandbox.stage import Stage
 from tests.workers.rollouts import Rollout, opened, pushed
-from workers.sweeper import sweep
+from workers import sweeper
 
 
 def ratios() -> dict[tuple[str, str], float]:
@@ -24,6 +24,10 @@ def ratios() -> dict[tuple[str, str], float]:
     families = text_string_to_metric_families(telemetry.metrics().decode())
     (family,) = [each for each in families if each.name == "eucora_oldest_state_age_ratio"]
     return {(each.labels["machine"], each.labels["state"]): each.value for each in family.samples}
+
+
+async def sweep(runtime: Runtime) -> int:
+    return await sweeper.sweep(runtime, sweeper.times_of(runtime))
 
 
 async def alter(runtime: Runtime, statement: str, **values: object) -> None:
