@@ -21,6 +21,11 @@ class LosesCommit(Wire):
         super().__init__(moment=0)
         self._left = number
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether there were so many."""
+        return self._left <= 0
+
     async def _keeps_back(self, asked: bytes) -> bool:
         if b"COMMIT" not in asked:
             return False
@@ -41,7 +46,8 @@ async def test_a_worker_whose_commit_was_carried_out_unheard_does_nothing_twice(
     async with opened(own, stage, plane=Plane.INTUNE) as rollout:
         await rollout.submit(stage.url)
         reached = own.model_copy(update={"sandbox_url": stage.url})
-        async with wired(reached, LosesCommit(number)) as cut:
+        wire = LosesCommit(number)
+        async with wired(reached, wire) as cut:
             workers = Workers(cut, own.data_dir, command=PRODUCT)
             await workers.start(lease=1.5, heartbeat=0.4)
             status = await eventually(
@@ -49,5 +55,6 @@ async def test_a_worker_whose_commit_was_carried_out_unheard_does_nothing_twice(
             )
             await workers.stop()
 
+        assert wire.has_lost
         assert status is DeploymentStatus.COMPLETED
         await made_once(rollout)
