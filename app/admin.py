@@ -3,7 +3,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.pool import NullPool
 
 import migrations
-from app.database import database_url
+from app.database import database_url, sqlstate
 from app.domain import accounts, audit
 from app.embedded import with_running_servers
 from app.errors import Invalid, NotFound, Unavailable
@@ -30,6 +31,16 @@ from app.settings import Settings
 
 MIGRATION_LOCK = 0x6575636F7261  # "eucora"; any number that nothing else in the database locks
 CONNECT_TIMEOUT = 10.0
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
+"""Seconds that others have to themselves before a revision that did not get its lock tries again."""
+NOT_LOCKED = {"55P03", "40P01"}
+"""What PostgreSQL says when a lock was not to be had in time, or a deadlock was broken up."""
+OLDEST = text("""
+    SELECT pid, coalesce(nullif(application_name, ''), usename, 'somebody') AS name FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+        AND backend_type = 'client backend'
+    ORDER BY xact_start LIMIT 1
+""")
 CANNOT_CONNECT = (OSError, TimeoutError, DBAPIError, asyncpg.PostgresError)
 
 
@@ -41,12 +52,47 @@ def alembic_config(connection: Connection | None = None) -> Config:
     return config
 
 
-async def migrate(url: URL) -> None:
-    """Bring the database to the newest revision; one migrator at a time, a second one waits."""
+async def migrate(url: URL, *, pauses: Sequence[float] = PAUSES) -> None:
+    """Bring the database to the newest revision; one migrator at a time, a second one waits.
+
+    A revision that does not get a lock at once gives way, and is tried again after each of the ``pauses``.
+
+    Raises:
+        Unavailable: one did not get its lock at last; those before it are done.
+    """
+    tries: Counter[str] = Counter()
     async with connection_to(url) as connection:
         await lock_migrations(connection)
+        while error := await try_to_upgrade(connection):
+            revision = (await connection.run_sync(pending_revisions))[0]
+            if tries[revision] == len(pauses):
+                raise Unavailable(await why_not_migrated(connection, revision, error)) from error
+            await connection.rollback()
+            await asyncio.sleep(pauses[tries[revision]])
+            tries[revision] += 1
+
+
+async def try_to_upgrade(connection: AsyncConnection) -> DBAPIError | None:
+    """Run what is missing; the error, if a lock was not to be had."""
+    try:
         await connection.run_sync(upgrade)
-        await connection.commit()
+    except DBAPIError as error:
+        await connection.rollback()
+        if sqlstate(error) not in NOT_LOCKED:
+            raise
+        return error
+    await connection.commit()
+    return None
+
+
+async def why_not_migrated(connection: AsyncConnection, revision: str, error: DBAPIError) -> str:
+    """Which lock was not to be had, and whose transaction has been open for longest."""
+    statement = " ".join((error.statement or "").split())[:200]
+    oldest = (await connection.execute(OLDEST)).one_or_none()
+    holder = "" if oldest is None else f"; the oldest open transaction is {oldest.name}'s, pid {oldest.pid}"
+    return (
+        f"revision {revision} does not get the lock for `{statement}`{holder}: migrate again once it is over"
+    )
 
 
 @asynccontextmanager

@@ -11,10 +11,15 @@ from sqlalchemy.pool import NullPool
 from app.database import database_url
 from app.models import Base
 from app.settings import Settings
+from migrations import locks
 
 
 def run(connection: Connection) -> None:
-    """Migrate on an open connection, a transaction per revision: a concurrent index may end its own."""
+    """Migrate on an open connection, a transaction per revision: a concurrent index may end its own.
+
+    Nothing waits for a lock but a moment (``migrations.locks``); ``app.admin.migrate`` then tries again.
+    """
+    locks.wait_shortly(connection)
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Migrations go up, down and up again, and make exactly what the models say."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -11,12 +13,16 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import migrations
+from app import admin
 from app.domain import audit
+from app.errors import Unavailable
 from app.models import Base
+from tests.waiting import eventually
 
 TABLES = {table.name for table in Base.metadata.sorted_tables}
 
@@ -75,13 +81,19 @@ async def test_each_revision_can_be_taken_back_and_done_again(engine: AsyncEngin
         await run(engine, command.downgrade, str(revision.down_revision or "base"))
 
 
-async def test_models_and_migrations_agree(engine: AsyncEngine) -> None:
-    def differences(connection: Connection) -> list[Any]:
+async def differences(engine: AsyncEngine) -> list[Any]:
+    """Between the database and the models."""
+
+    def compared(connection: Connection) -> list[Any]:
         options = {"compare_type": True, "compare_server_default": True}
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
 
     async with engine.connect() as connection:
-        assert await connection.run_sync(differences) == []
+        return await connection.run_sync(compared)
+
+
+async def test_models_and_migrations_agree(engine: AsyncEngine) -> None:
+    assert await differences(engine) == []
 
 
 def constraints() -> Iterator[tuple[str, str | None]]:
@@ -128,3 +140,89 @@ async def test_events_from_before_the_chain_get_their_place_in_it(engine: AsyncE
         assert {broken.reason for broken in report.broken} == {
             "the stored state is another: status is PENDING, the events tell None"
         }
+
+
+@asynccontextmanager
+async def locked(engine: AsyncEngine, table: str, mode: str) -> AsyncIterator[None]:
+    """A transaction of somebody else's that is not over."""
+    async with engine.begin() as connection:
+        await connection.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
+        yield
+
+
+async def writes(engine: AsyncEngine, table: str) -> float:
+    """Seconds until somebody who writes has the table."""
+    began = asyncio.get_running_loop().time()
+    async with engine.begin() as connection:
+        await connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        await connection.execute(text(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE"))
+    return asyncio.get_running_loop().time() - began
+
+
+async def waits_for_lock(engine: AsyncEngine) -> bool:
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with engine.connect() as connection:
+        return bool(await connection.scalar(query))
+
+
+A_BACKUP, A_WRITER = "ACCESS SHARE", "ROW EXCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    ("revision", "table", "mode"),
+    [
+        ("0009", "operations", A_BACKUP),
+        ("0010", "operations", A_WRITER),
+        ("0008", "effects", A_WRITER),
+        ("0008", "ring_deployments", A_WRITER),
+    ],
+)
+async def test_a_migration_that_waits_for_somebody_keeps_nobody_else_up(
+    engine: AsyncEngine, revision: str, table: str, mode: str
+) -> None:
+    await run(engine, command.downgrade, revision)
+
+    async with locked(engine, table, mode):
+        migrating = asyncio.create_task(admin.migrate(engine.url, pauses=[1.0] * 9))
+        await eventually(lambda: waits_for_lock(engine), within=10)
+        seconds = await writes(engine, table)
+        assert not migrating.done()
+    await migrating
+
+    assert seconds < 6
+    assert await differences(engine) == []
+
+
+async def test_a_migration_that_does_not_get_its_lock_says_which(engine: AsyncEngine) -> None:
+    await run(engine, command.downgrade, "0009")
+
+    async with locked(engine, "operations", A_BACKUP):
+        with pytest.raises(
+            Unavailable, match=r"revision 0010 .* lock for `ALTER TABLE operations ADD COLUMN"
+        ):
+            await admin.migrate(engine.url, pauses=[])
+
+    await admin.migrate(engine.url)
+    assert await differences(engine) == []
+
+
+BUILD = "CREATE INDEX CONCURRENTLY ix_effects_unsettled ON effects (planned_at)"
+
+
+async def test_what_a_failed_build_has_left_is_built_again(engine: AsyncEngine) -> None:
+    await run(engine, command.downgrade, "0008")
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with locked(engine, "effects", A_WRITER), alone.connect() as connection:
+        await connection.execute(text("SET lock_timeout = '50ms'"))
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            await connection.execute(text(BUILD))
+
+    await admin.migrate(engine.url)
+
+    async with engine.connect() as connection:
+        unfinished = text("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
+        assert await connection.scalar(unfinished) == 0
+    assert await differences(engine) == []

@@ -8,6 +8,8 @@ Revises: 0008
 import sqlalchemy as sa
 from alembic import op
 
+from migrations import locks
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -18,8 +20,8 @@ MOVING = sa.text("status IN ('PUSHING', 'WAITING_PLANE', 'MEASURING', 'ROLLING_B
 
 
 def upgrade() -> None:
-    op.create_index("ix_effects_unsettled", "effects", ["planned_at"], postgresql_where=UNSETTLED)
-    op.create_index("ix_ring_deployments_moving", "ring_deployments", ["status"], postgresql_where=MOVING)
+    locks.build_index("ix_effects_unsettled", "effects", ["planned_at"], postgresql_where=UNSETTLED)
+    locks.build_index("ix_ring_deployments_moving", "ring_deployments", ["status"], postgresql_where=MOVING)
 
 
 def downgrade() -> None:

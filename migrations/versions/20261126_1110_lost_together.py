@@ -8,6 +8,8 @@ Revises: 0010
 import sqlalchemy as sa
 from alembic import op
 
+from migrations import locks
+
 revision = "0011"
 down_revision = "0010"
 branch_labels = None
@@ -17,8 +19,8 @@ LOST = sa.text("lost_with IS NOT NULL")
 
 
 def upgrade() -> None:
-    op.add_column("operations", sa.Column("lost_with", sa.Text(), nullable=True))
-    op.create_index("ix_operations_lost_with", "operations", ["lost_with"], postgresql_where=LOST)
+    op.add_column("operations", sa.Column("lost_with", sa.Text(), nullable=True), if_not_exists=True)
+    locks.build_index("ix_operations_lost_with", "operations", ["lost_with"], postgresql_where=LOST)
 
 
 def downgrade() -> None:
