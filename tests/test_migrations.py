@@ -22,6 +22,8 @@ from app import admin
 from app.domain import audit
 from app.errors import Unavailable
 from app.models import Base
+from tests.domain.steps import push
+from tests.factories import make_deployment
 from tests.waiting import eventually
 
 TABLES = {table.name for table in Base.metadata.sorted_tables}
@@ -226,3 +228,17 @@ async def test_what_a_failed_build_has_left_is_built_again(engine: AsyncEngine) 
         unfinished = text("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
         assert await connection.scalar(unfinished) == 0
     assert await differences(engine) == []
+
+
+async def test_a_revision_that_would_forget_what_was_sent_is_not_taken_back(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        deployment = await make_deployment(session)
+        await push(session, deployment.lanes[0], "pc-1")
+        await session.execute(text("DELETE FROM operations"))
+        effects = await session.scalar(text("SELECT count(*) FROM effects"))
+
+    with pytest.raises(DBAPIError, match="what was sent to planes would be forgotten"):
+        await run(engine, command.downgrade, "0006")
+
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM effects")) == effects != 0

@@ -16,6 +16,17 @@ depends_on = None
 INSTANT = sa.DateTime(timezone=True)
 NOW = sa.text("now()")
 
+REFUSE = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM effects AS effect
+        WHERE NOT EXISTS (SELECT FROM operations AS work WHERE work.id = effect.operation_id))
+    THEN
+        RAISE EXCEPTION 'effects outlive the operations that wrote them: this revision cannot be taken back,'
+            ' for what was sent to planes would be forgotten';
+    END IF;
+END $$
+"""
+
 
 def upgrade() -> None:
     op.create_table(
@@ -43,7 +54,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DELETE FROM effects WHERE operation_id NOT IN (SELECT id FROM operations)")
+    op.execute(REFUSE)
     op.create_foreign_key(
         op.f("fk_effects_operation_id"), "effects", "operations", ["operation_id"], ["id"], ondelete="CASCADE"
     )
