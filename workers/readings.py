@@ -35,6 +35,10 @@ class Place:
     at: datetime
     mark: str | None = None
 
+    def is_recent(self, now: datetime) -> bool:
+        """Whether a reading may go on from here."""
+        return now - self.at <= READ_ON
+
     @classmethod
     def of(cls, stored: Json) -> Self:
         """As it was kept with the operation."""
@@ -77,7 +81,7 @@ class Readings:
     def _place(self, name: str) -> Place:
         now = self._job.runtime.clock()
         place = Place.of(self._kept[name]) if name in self._kept else Place(now, now)
-        return place if now - place.at <= READ_ON else Place(now, now)
+        return place if place.is_recent(now) else Place(now, now)
 
     async def _keep(self, session: AsyncSession, name: str, place: Place) -> None:
         self._kept[name] = place.to_json()

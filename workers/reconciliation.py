@@ -20,12 +20,12 @@ from app.models.base import Json
 from app.resilience import deadline
 from app.resilience.classify import leaves
 from app.resilience.errors import CallError, DeadlineExceeded, TransientError
-from workers import failures
+from workers import failures, readings
 from workers.context import Again, Done, Job, Outcome
 from workers.effects import PutOff, perform, with_baseline
 from workers.failures import Action
 from workers.planes import connector_for
-from workers.readings import READ_ON
+from workers.readings import Place
 
 PAGE = 50
 SPARE = 10.0
@@ -63,26 +63,22 @@ async def reconcile(job: Job) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How far the devices of one lane are read: since when, when last, behind which mark, and who lost it."""
+    """How far the devices of one lane are read, and who has lost it so far."""
 
     what: str
-    began: datetime
-    at: datetime
-    mark: str | None = None
+    place: Place
     lost: Lost = NOBODY
 
     def to_json(self) -> Json:
         """As it is kept with the operation."""
         lost = {"number": self.lost.number, "examples": list(self.lost.examples)}
-        instants = {"began": self.began.isoformat(), "at": self.at.isoformat()}
-        return {"what": self.what, **instants, "mark": self.mark, "lost": lost}
+        return {"what": self.what, "place": self.place.to_json(), "lost": lost}
 
     @classmethod
     def of(cls, kept: Json) -> Self:
         """As it was kept."""
-        began, at = (datetime.fromisoformat(kept[name]) for name in ("began", "at"))
         lost = Lost(kept["lost"]["number"], tuple(kept["lost"]["examples"]))
-        return cls(kept["what"], began, at, kept["mark"], lost)
+        return cls(kept["what"], Place.of(kept["place"]), lost)
 
 
 def time_for_one() -> float | None:
@@ -146,7 +142,7 @@ class Looks:
     async def _lost(self, look: Look) -> Lost | None:
         """Which devices lost it, from where an earlier run broke off; None: the time of this one is over."""
         reading = self._reading(look)
-        async for page in self._connector.status(Change.ASSIGN, look.assignment, after=reading.mark):
+        async for page in self._connector.status(Change.ASSIGN, look.assignment, after=reading.place.mark):
             reading = await self._store(look, reading, page)
             if self._job.out_of_time() and self._came_further:
                 return None
@@ -159,11 +155,11 @@ class Looks:
             TransientError: it goes on for so long that others wait too long for their turn.
         """
         now = self._job.runtime.clock()
-        what = f"{look.lane_id} {look.assignment.made_id or look.assignment.key}"
+        what = f"{look.lane_id} {readings.of(Change.ASSIGN, look.assignment)}"
         kept = None if self._kept is None else Reading.of(self._kept)
-        if kept is None or kept.what != what or now - kept.at > READ_ON:
-            return Reading(what, now, now)
-        if now - kept.began > LONGEST:
+        if kept is None or kept.what != what or not kept.place.is_recent(now):
+            return Reading(what, Place(now, now))
+        if now - kept.place.began > LONGEST:
             detail = f"its devices could not be read within {LONGEST}"
             raise TransientError(detail, service=self._connector.manifest.plane.value)
         return kept
@@ -172,10 +168,11 @@ class Looks:
         now = self._job.runtime.clock()
         async with self._job.transaction() as session:
             gone = await comparison.have_lost(session, look.lane_id, page.reports)
-            read = replace(reading, at=now, mark=page.mark, lost=reading.lost.and_these(gone))
-            if page.mark != reading.mark:
+            place = replace(reading.place, at=now, mark=page.mark)
+            read = replace(reading, place=place, lost=reading.lost.and_these(gone))
+            if page.mark != reading.place.mark:
                 await self._keep(session, read)
-        self._came_further |= page.mark != reading.mark
+        self._came_further |= page.mark != reading.place.mark
         return read
 
     async def _keep(self, session: AsyncSession, reading: Reading | None) -> None:
