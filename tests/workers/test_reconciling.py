@@ -261,7 +261,7 @@ async def test_what_was_read_long_ago_is_read_again(big: Bench) -> None:
 
 async def alter_reading(bench: Bench, work: Operation, change: dict[str, str]) -> None:
     statement = (
-        "UPDATE operations SET checkpoint = jsonb_set("
-        "checkpoint, '{reading}', checkpoint -> 'reading' || CAST(:change AS jsonb)) WHERE id = :id"
+        "UPDATE operations SET checkpoint = jsonb_set(checkpoint, '{reading,place}',"
+        " checkpoint #> '{reading,place}' || CAST(:change AS jsonb)) WHERE id = :id"
     )
     await bench.execute(statement, change=json.dumps(change), id=work.id)
