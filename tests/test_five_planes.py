@@ -5,6 +5,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,16 +38,13 @@ WEATHER = [
 EVERYBODY = {ring: {"min_success_rate": 1.0} for ring in ("LAB", "CANARY", "PILOT")}
 
 
-@pytest.fixture(scope="module")
-async def planes_world(
-    servers: Servers, template: Template, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[World]:
-    """An installation for these stories only; what opened is tried again soon."""
+@pytest.fixture
+async def planes_world(servers: Servers, template: Template, tmp_path: Path) -> AsyncIterator[World]:
+    """An installation for one story, with nothing installed yet; what opened is tried again soon."""
     quick = {plane.value: BreakerSettings(reset_timeout=3) for plane in Plane}
-    folder = tmp_path_factory.mktemp("five-planes")
     async with template.cloned() as url:
         settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(servers.redis_url))
-        async with open_world(settings, folder, breakers=quick, backoff=0.3) as world:
+        async with open_world(settings, tmp_path, breakers=quick, backoff=0.3) as world:
             yield world
 
 

@@ -10,6 +10,7 @@ import asyncpg
 import httpx
 import pytest
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from app.client import Refused
 from app.domain.dispatch import Due
@@ -75,13 +76,13 @@ async def test_a_postgresql_that_crashes_in_the_middle_of_rollouts_costs_no_devi
 
 @pytest.mark.long
 async def test_a_row_that_is_locked_for_long_delays_its_own_work_and_no_other(
-    bench: Bench, workers: Workers, database: asyncpg.Connection
+    bench: Bench, crew: Workers, redis: Redis, database: asyncpg.Connection
 ) -> None:
     locked = await bench.enqueue()
     async with database.transaction():
         await database.execute("SELECT FROM operations WHERE id = $1 FOR UPDATE", locked)
-        worker = await workers.start()
-        await queues.ring(bench.runtime.redis, [Due(locked, OperationKind.CHECK_PLANE, "default", 1)])
+        worker = await crew.start()  # on a Redis of its own: an installation of this module may still run
+        await queues.ring(redis, [Due(locked, OperationKind.CHECK_PLANE, "default", 1)])
         others = [await bench.enqueue() for _ in range(20)]
 
         for other in others:
