@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
+from arq import ArqRedis
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -82,7 +83,9 @@ async def test_a_row_that_is_locked_for_long_delays_its_own_work_and_no_other(
     async with database.transaction():
         await database.execute("SELECT FROM operations WHERE id = $1 FOR UPDATE", locked)
         worker = await crew.start()  # on a Redis of its own: an installation of this module may still run
-        await queues.ring(redis, [Due(locked, OperationKind.CHECK_PLANE, "default", 1)])
+        await queues.ring(
+            ArqRedis(redis.connection_pool), [Due(locked, OperationKind.CHECK_PLANE, "default", 1)]
+        )
         others = [await bench.enqueue() for _ in range(20)]
 
         for other in others:
