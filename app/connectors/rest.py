@@ -132,11 +132,12 @@ class Rest:
     ) -> AsyncIterator[tuple[list[Json], str | None]]:
         """Each page with the link to the next, None at the end; from such a ``link`` on, if it is given."""
         seen: set[str] = set()
-        following: str | None = path if link is None else self._checked(link, seen)
+        following: str | None = path
+        if link is not None:
+            following, params = self._checked(link, seen), None
         while following is not None:
-            # a link carries the query itself
-            page = await self.get(following, params=params if following == path else None, headers=headers)
-            link = page.get(self.link)
+            page = await self.get(following, params=params, headers=headers)
+            link, params = page.get(self.link), None  # the link carries the query itself
             following = None if link is None else self._checked(link, seen)
             yield self.items_of(page), link
 

@@ -43,9 +43,9 @@ APPLICATIONS, DEPLOYMENTS = "SMS_Application", "SMS_ApplicationAssignment"
 MEMBERS, DETAILS = "SMS_FullCollectionMembership", "SMS_AppDeploymentAssetDetails"
 ERRORS, CONTENT = "SMS_AppDeploymentErrorAssetDetails", "SMS_ObjectContentExtraInfo"
 LOOK_AGAIN = 60.0
+"""Seconds until a distribution that is under way is looked at again."""
 FIRST = -1
 """Less than the number of any machine."""
-"""Seconds until a distribution that is under way is looked at again."""
 
 MANIFEST = Manifest(
     plane=Plane.SCCM,
