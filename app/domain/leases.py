@@ -187,14 +187,15 @@ async def hold_alive(session: AsyncSession, claimed: Claimed) -> None:
 
 async def keep_checkpoint(session: AsyncSession, claimed: Claimed, checkpoint: Json | None) -> None:
     """Remember how far the work has come; None: whoever does it again begins at the beginning."""
-    await _change(session, claimed, checkpoint=null() if checkpoint is None else checkpoint)
-    if checkpoint is not None:
-        await progressed(session, claimed)
+    if checkpoint is None:
+        await _change(session, claimed, checkpoint=null())
+    else:
+        await progressed(session, claimed, checkpoint=checkpoint)
 
 
-async def progressed(session: AsyncSession, claimed: Claimed) -> None:
-    """Something is done that nobody does again: what was lost before counts no more."""
-    await _change(session, claimed, attempt=1, max_attempts=KINDS[claimed.kind].max_attempts)
+async def progressed(session: AsyncSession, claimed: Claimed, **values: Any) -> None:
+    """Something is done that nobody does again: what was lost before counts no more. ``values`` with it."""
+    await _change(session, claimed, attempt=1, max_attempts=KINDS[claimed.kind].max_attempts, **values)
 
 
 async def _change(session: AsyncSession, claimed: Claimed, **values: Any) -> None:
