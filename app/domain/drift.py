@@ -107,6 +107,14 @@ async def set_back(session: AsyncSession, lane_id: UUID, *, tick: datetime) -> N
     await session.flush()
 
 
+async def lock(session: AsyncSession, drift_id: UUID) -> tuple[Drift, Deployment]:
+    """A drift as it is under the lock of its deployment."""
+    drift = await session.get_one(Drift, drift_id)
+    deployment = await deployments.lock(session, drift.deployment_id)
+    await session.refresh(drift)
+    return drift, deployment
+
+
 async def _unresolved(session: AsyncSession, lane_id: UUID) -> Sequence[Drift]:
     query = select(Drift).where(Drift.lane_id == lane_id, Drift.status != DriftStatus.RESOLVED)
     return (await session.scalars(query.with_for_update())).all()
@@ -283,9 +291,7 @@ async def close_moot(session: AsyncSession, plane: Plane, *, now: datetime) -> i
 
 async def _close_if_moot(session: AsyncSession, drift_id: UUID, now: datetime) -> bool:
     """Looked at again under the lock: another worker may have closed it meanwhile."""
-    drift = await session.get_one(Drift, drift_id)
-    deployment = await deployments.lock(session, drift.deployment_id)
-    await session.refresh(drift)
+    drift, deployment = await lock(session, drift_id)
     in_force = await session.scalar(comparison.HOLDS, {"lane": drift.lane_id})
     if in_force or drift.status is DriftStatus.RESOLVED:
         return False

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, Plane
-from app.domain import blockers, comparison, deployments, effects, events, guards
+from app.domain import blockers, comparison, drift, effects, events, guards
 from app.domain.applications import application, plane_of, target_of
 from app.domain.effects import Planned
 from app.domain.events import SYSTEM
@@ -32,9 +32,7 @@ class Repair:
 
 
 async def _lock(session: AsyncSession, drift_id: UUID) -> tuple[Drift, Deployment, RingDeployment]:
-    found = await session.get_one(Drift, drift_id)
-    deployment = await deployments.lock(session, found.deployment_id)
-    await session.refresh(found)
+    found, deployment = await drift.lock(session, drift_id)
     return found, deployment, next(lane for lane in deployment.lanes if lane.id == found.lane_id)
 
 

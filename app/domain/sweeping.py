@@ -33,7 +33,6 @@ from app.models import (
     ApprovalStatus,
     Deployment,
     DeploymentStatus,
-    Drift,
     DriftStatus,
     Effect,
     EffectState,
@@ -246,13 +245,6 @@ async def lock_effect(session: AsyncSession, effect_id: UUID) -> None:
     await session.execute(select(Effect.id).where(Effect.id == effect_id).with_for_update())
 
 
-async def lock_drift(session: AsyncSession, drift_id: UUID) -> None:
-    """Its deployment's row, as everywhere."""
-    found = await session.get_one(Drift, drift_id)
-    await deployments.lock(session, found.deployment_id)
-    await session.refresh(found)
-
-
 async def abandon(session: AsyncSession, deployment_id: UUID, times: Times) -> None:
     """End a deployment that nobody has moved for so long: what is installed stays, the rest is withdrawn."""
     deployment = await deployments.lock(session, deployment_id)
@@ -334,8 +326,7 @@ async def ask_about(session: AsyncSession, effect_id: UUID, times: Times) -> Non
 
 async def close_drift(session: AsyncSession, drift_id: UUID, times: Times) -> None:
     """A suspicion nobody could confirm, and an escalation nobody came for, are over, and may come again."""
-    found = await session.get_one(Drift, drift_id)
-    deployment = await deployments.lock(session, found.deployment_id)
+    found, deployment = await drift.lock(session, drift_id)
     if found.status is DriftStatus.OPEN:
         await drift.escalate(session, deployment, found, now=times.now, why="no repair has ended it in time")
     else:
@@ -356,7 +347,7 @@ WATCHES: tuple[Watch, ...] = (
     Watch("lane", _MOVING, ORPHANS, lanes.lock_lane, hold_orphan),
     Watch("effect", (_E.PLANNED,), NEVER_SENT, lock_effect, reject_unsent),
     Watch("effect", (_E.SENT, _E.UNKNOWN), IN_DOUBT, lock_effect, ask_about),
-    Watch("drift", _UNRESOLVED, DRIFTS, lock_drift, close_drift),
+    Watch("drift", _UNRESOLVED, DRIFTS, drift.lock, close_drift),
     Watch("request", (ApprovalStatus.PENDING,), REQUESTS),
     Watch("operation", (_O.QUEUED, _O.WAITING), OPEN_WORK),
     Watch("operation", (_O.RUNNING,), LEASES),
