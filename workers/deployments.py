@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The jobs that carry a rollout out: push a lane, measure it. No rule lives here."""
 
-from collections.abc import Sequence
 from contextlib import aclosing
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Capability, Connector, DeviceReport
+from app.connectors.contract import Action, Capability, Connector
 from app.connectors.packages import why_it_stays
 from app.connectors.sources import PACKAGE_SOURCE
 from app.domain import devices, lanes, measurements, pushes
-from app.domain.measurements import Measurement
 from app.domain.pushes import Held, Push
 from app.models import EffectState, WayBack
 from app.resilience.classify import DATABASE
@@ -31,7 +28,7 @@ from workers.effects import (
     with_baseline,
 )
 from workers.planes import connector_for
-from workers.readings import Readings, of
+from workers.readings import Readings, read_members
 
 NOT_THE_PLANE = {PACKAGE_SOURCE, DATABASE}
 """The plane is well when the package is out of reach, or we are."""
@@ -78,7 +75,7 @@ async def push_lane(job: Job, connector: Connector, push: Push) -> Outcome:
     if not await upload(job, connector, push, external_id):
         return Again(timedelta(0), "the upload goes on")
     await find_way_back(job, connector, push)
-    if not push.steps[Action.ASSIGN].done and not await read_members(job, connector, push):
+    if not push.steps[Action.ASSIGN].done and not await read_target(job, connector, push):
         return Done({"outcome": "empty_target"})
     await assign(job, connector, push, external_id)
     async with job.transaction() as session:
@@ -170,13 +167,11 @@ async def send_content(job: Job, connector: Connector, push: Push, external_id: 
     return True
 
 
-async def read_members(job: Job, connector: Connector, push: Push) -> bool:
+async def read_target(job: Job, connector: Connector, push: Push) -> bool:
     """Store the devices the target holds now, page by page; False when it is empty and the lane is closed."""
     async with job.transaction() as session:
         await devices.forget_members(session, push.lane_id)
-    async for members in connector.members(push.target):
-        async with job.transaction() as session:
-            await devices.store_members(session, push.lane_id, members, now=job.runtime.clock())
+    await read_members(job, connector, push.lane_id, push.target)
     async with job.transaction() as session:
         return await pushes.targeted(session, push.lane_id, now=job.runtime.clock())
 
@@ -203,7 +198,8 @@ async def measure_ring(job: Job) -> Outcome:
         return Done()
     readings = Readings(job)
     try:
-        since = await read_lane(job, readings, measurement)
+        connector = connector_for(job, measurement.plane)
+        since = await readings.read_status(connector, lane_id, measurement.assignment)
     except CallError as error:
         await wait_for_plane(job, lane_id, error)
         raise
@@ -214,15 +210,3 @@ async def measure_ring(job: Job) -> Outcome:
         delay = await measurements.finish_measure(session, lane_id, read_since=since, now=now)
         await readings.end(session)
     return Done() if delay is None else Again(delay, "measured")
-
-
-async def read_lane(job: Job, readings: Readings, measurement: Measurement) -> datetime | None:
-    """Store what the lane's devices report; since when it was read, None: there is more, for the next run."""
-    connector, assignment = connector_for(job, measurement.plane), measurement.assignment
-
-    async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
-        await measurements.store_reports(session, measurement.lane_id, reports, now=job.runtime.clock())
-
-    return await readings.read(
-        of(Action.ASSIGN, assignment), partial(connector.status, Action.ASSIGN, assignment), store
-    )

@@ -123,7 +123,7 @@ async def settle(job: Job, step: Planned, external_id: str | None) -> None:
 
 
 async def save_checkpoint(job: Job, step: Planned, checkpoint: dict[str, object]) -> None:
-    """Keep how far the upload is."""
+    """Keep what the next run has to know of the effect: how far an upload is, what was chosen, or seen."""
     async with job.transaction() as session:
         await effects.progressed(session, step.id, checkpoint)
         await leases.progressed(session, job.claimed)

@@ -4,12 +4,14 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol, Self
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Action, Assignment, DeviceReport, ReportPage
-from app.domain import leases
+from app.connectors.contract import Action, Assignment, Connector, DeviceReport, ReportPage, Target
+from app.domain import devices, leases, measurements
 from app.models.base import Json
 from workers.context import Job
 
@@ -55,6 +57,15 @@ def of(action: Action, assignment: Assignment) -> str:
     return f"{action} {assignment.made_id or assignment.key}"
 
 
+async def read_members(
+    job: Job, connector: Connector, lane_id: UUID, target: Target, *, late: bool = False
+) -> None:
+    """Add the devices the target holds now to the lane; ``late`` as in ``devices.store_members``."""
+    async for members in connector.members(target):
+        async with job.transaction() as session:
+            await devices.store_members(session, lane_id, members, now=job.runtime.clock(), late=late)
+
+
 class Readings:
     """The readings of one operation, by their names; what an earlier run has read is not read again."""
 
@@ -77,6 +88,17 @@ class Readings:
             if self._job.out_of_time() and place.mark != begun.mark:
                 return None
         return place.began
+
+    async def read_status(
+        self, connector: Connector, lane_id: UUID, assignment: Assignment
+    ) -> datetime | None:
+        """Store what devices report of what was assigned, and move the lane's counters; as ``read``."""
+
+        async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
+            await measurements.store_reports(session, lane_id, reports, now=self._job.runtime.clock())
+
+        pages = partial(connector.status, Action.ASSIGN, assignment)
+        return await self.read(of(Action.ASSIGN, assignment), pages, store)
 
     def _place(self, name: str) -> Place:
         now = self._job.runtime.clock()

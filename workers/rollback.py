@@ -3,21 +3,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, Capability, Connector, DeviceReport
-from app.domain import devices, measurements, rollback
+from app.domain import devices, rollback
 from app.domain.rollback import Removal
 from app.models import EffectState
 from app.resilience.errors import NotReady
 from workers.context import Again, Done, Job, Outcome
 from workers.effects import Permit, PutOff, perform, save_checkpoint, with_baseline
 from workers.planes import connector_for
-from workers.readings import Pages, Readings, Store, of
+from workers.readings import Readings, of, read_members
 
 
 async def execute_rollback(job: Job) -> Outcome:
@@ -80,44 +80,31 @@ async def take_back(job: Job, connector: Connector, removal: Removal, deployment
     return Done({"outcome": "rolled_back" if progress.complete else "incomplete"})
 
 
-async def read_through(readings: Readings, name: str, pages: Pages, store: Store) -> None:
-    """Read all of it, or go on in the next run.
+def require_all(since: datetime | None) -> None:
+    """What was read, or the rest of it in the next run.
 
     Raises:
         PutOff: there is more.
     """
-    if await readings.read(name, pages, store) is None:
+    if since is None:
         raise PutOff(Again(reason="there is more to read"))
 
 
 async def know_devices(job: Job, connector: Connector, removal: Removal, readings: Readings) -> None:
     """Look once more, before anything leaves, whom the removal is for.
 
-    A target's devices may have joined, and been served, since; those of an old lane may have been forgotten.
+    A target's devices may have joined, and been served, since; those of an old lane may have been forgotten,
+    and nobody could tell when they have lost the version.
     """
     if removal.remove.state is not EffectState.PLANNED or removal.made.external_id is None:
         return
     async with job.transaction() as session:
         known = await devices.count_members(session, removal.lane_id)
     if not known:
-        await remember_members(job, connector, removal)
+        await read_members(job, connector, removal.lane_id, removal.target, late=True)
     elif known > connector.manifest.names_devices:
         return
-
-    async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
-        await measurements.store_reports(session, removal.lane_id, reports, now=job.runtime.clock())
-
-    installed = removal.installed
-    pages = partial(connector.status, Action.ASSIGN, installed)
-    await read_through(readings, of(Action.ASSIGN, installed), pages, store)
-
-
-async def remember_members(job: Job, connector: Connector, removal: Removal) -> None:
-    """The target's devices, where none are known: nobody could tell when they have lost the version."""
-    async for members in connector.members(removal.target):
-        async with job.transaction() as session:
-            now = job.runtime.clock()
-            await devices.store_members(session, removal.lane_id, members, now=now, late=True)
+    require_all(await readings.read_status(connector, removal.lane_id, removal.installed))
 
 
 async def name_devices(job: Job, connector: Connector, removal: Removal) -> Removal:
@@ -174,12 +161,12 @@ async def watch(
 
     try:
         pages = partial(connector.status, Action.REMOVE, removed)
-        await read_through(readings, of(Action.REMOVE, removed), pages, store_removal)
+        require_all(await readings.read(of(Action.REMOVE, removed), pages, store_removal))
     except NotReady:
         return False
     if removed.previous_id is not None:
         back = f"return {removed.previous_id}"
-        await read_through(readings, back, partial(connector.returned, removed), store_return)
+        require_all(await readings.read(back, partial(connector.returned, removed), store_return))
     return True
 
 
