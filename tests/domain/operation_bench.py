@@ -15,6 +15,7 @@ from app.domain.leases import Claimed
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import Operation, OperationStatus
 from app.runtime import Runtime
+from tests.waiting import eventually
 
 T = TypeVar("T")
 LEASE = timedelta(seconds=30)
@@ -91,3 +92,17 @@ async def due(runtime: Runtime, *, ring_again: float = 10, limit: int = 100) -> 
         ),
     )
     return [item.id for item in found]
+
+
+async def waits_for_lock(runtime: Runtime) -> None:
+    """Until some session waits for a row."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    async def waiting() -> int:
+        async with runtime.autocommit() as connection:
+            return await connection.scalar(query) or 0
+
+    await eventually(waiting, within=5)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, DeviceReport, InstallState, Manifest, Observed, Plane
@@ -18,9 +18,9 @@ from app.domain.drift import Pace
 from app.errors import IllegalTransition
 from app.models import Deployment, Drift, DriftStatus, DriftType, Operation, OperationStatus, Ring
 from app.runtime import Runtime
+from tests.domain.operation_bench import waits_for_lock
 from tests.domain.steps import S, carry_out, event_types, measure, pass_ring, push, reload
 from tests.factories import NOON, make_deployment, manifest
-from tests.waiting import eventually
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 PACE = Pace(apart=MINUTE, repair=HOUR)
@@ -429,20 +429,6 @@ class TestInForce:
 
         assert await self.lanes(session, critical=True) == 1
         assert await self.lanes(session) == 2
-
-
-async def waits_for_lock(runtime: Runtime) -> None:
-    """Until some session waits for a row."""
-    query = text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-
-    async def waiting() -> int:
-        async with runtime.autocommit() as connection:
-            return await connection.scalar(query) or 0
-
-    await eventually(waiting, within=5)
 
 
 def test_every_type_has_a_severity() -> None:

@@ -5,7 +5,7 @@ After each step the promises hold: nothing is lost, nothing is done twice, an ou
 a lease writes nothing, and the events tell what is stored.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -132,13 +132,7 @@ async def write_late(session: AsyncSession, deployment: Deployment, _: datetime,
 
 async def push(session: AsyncSession, deployment: Deployment, now: datetime, life: Life) -> None:
     """The lanes' pushes go on, as jobs do it: what is in doubt is not sent before the plane was asked."""
-    for lane in deployment.lanes:
-        if not await is_to_be_pushed(session, lane):
-            continue
-        assert lane.operation_id is not None
-        begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
-        if not isinstance(begun, Push):
-            continue
+    async for lane, begun in pushes_begun(session, deployment, now):
         await devices.store_members(session, lane.id, members_of(lane, now), now=now)
         for step in begun.steps.values():
             if not step.done and not await carry_out(session, lane, step, now, life):
@@ -147,11 +141,18 @@ async def push(session: AsyncSession, deployment: Deployment, now: datetime, lif
             await pushes.confirm_push(session, lane.id, external_id="app-1", now=now)
 
 
-async def is_to_be_pushed(session: AsyncSession, lane: RingDeployment) -> bool:
-    """Whether a worker could be at its push: work that has ended is claimed by nobody."""
-    if lane.operation_id is None or lane.pushed_at is not None:
-        return False
-    return (await operations.get(session, lane.operation_id)).status not in operations.ENDED
+async def pushes_begun(
+    session: AsyncSession, deployment: Deployment, now: datetime
+) -> AsyncIterator[tuple[RingDeployment, Push]]:
+    """The lanes at whose push a worker could be: work that has ended is claimed by nobody."""
+    for lane in deployment.lanes:
+        if lane.operation_id is None or lane.pushed_at is not None:
+            continue
+        if (await operations.get(session, lane.operation_id)).status in operations.ENDED:
+            continue
+        begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
+        if isinstance(begun, Push):
+            yield lane, begun
 
 
 async def carry_out(
@@ -176,18 +177,13 @@ async def die_after_sending(session: AsyncSession, deployment: Deployment, now: 
 
     Every other time the plane got it.
     """
-    for lane in deployment.lanes:
-        if not await is_to_be_pushed(session, lane):
-            continue
-        assert lane.operation_id is not None
-        begun = await pushes.begin_push(session, lane.id, lane.operation_id, now=now, limits=LIMITS)
-        if not isinstance(begun, Push):
-            continue
+    async for lane, begun in pushes_begun(session, deployment, now):
         step = next((step for step in begun.steps.values() if not step.done), None)
         if step is None or step.doubtful:
             continue
         held = await pushes.permit_push(session, lane.id, step.action, now=now, limits=LIMITS)
         if held is None:
+            assert lane.operation_id is not None
             await effects.sent(session, step.id, operation_id=lane.operation_id, now=now)
             life.deaths += 1
             if life.deaths % 2 == 0:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, DeviceReport, InstallState, Plane
@@ -36,9 +36,9 @@ from app.models import (
     new_id,
 )
 from app.runtime import Runtime
+from tests.domain.operation_bench import waits_for_lock
 from tests.domain.steps import S, carry_out, event_types, measure, operation_of, pass_ring, push, reload
 from tests.factories import FACTORS, NOON, make_deployment
-from tests.waiting import eventually
 
 TAKEN_BACK = Progress(None, complete=True)
 REFUSED = Failure("permanent", "permanent", "the plane refused it", "intune")
@@ -259,20 +259,6 @@ async def test_a_rollback_waits_for_a_change_that_is_about_to_leave_and_then_tak
         assert not rolling.done()
 
     assert (await rolling).lanes[0].status is LaneStatus.ROLLING_BACK
-
-
-async def waits_for_lock(runtime: Runtime) -> None:
-    """Until some session waits for a row."""
-    query = text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-
-    async def waiting() -> int:
-        async with runtime.autocommit() as connection:
-            return await connection.scalar(query) or 0
-
-    await eventually(waiting, within=5)
 
 
 async def test_what_a_newer_version_has_replaced_is_not_taken_back(session: AsyncSession) -> None:
