@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator sets under ``EUCORA_AI__…``."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+ADDRESS = r"^https?://[^\s?#]+$"
+DEFAULT_URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+
+
+class AiSettings(BaseModel):
+    """Which model is asked, and how much. An unknown name is an error; no value is told.
+
+    ``provider`` is the wire format: ``openai`` (chat completions: OpenAI, Azure OpenAI, vLLM, Ollama, …) or
+    ``anthropic`` (messages). ``base_url`` is what the vendor's paths come below, ``…/v1`` with ``openai``.
+    ``key_header``: where the key goes; by default ``authorization`` (as a bearer) or ``x-api-key``.
+    ``output_limit_field``: what the server calls the limit of an answer (older ones: ``max_tokens``).
+    ``idle_timeout``: seconds between two pieces of an answer. Tokens: ``context_tokens`` is what a question
+    with all its history may take, ``max_output_tokens`` an answer. The last two are limits of each caller.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    provider: Literal["openai", "anthropic"]
+    model: str = Field(min_length=1, max_length=200)
+    base_url: str = Field(default="", pattern=rf"{ADDRESS}|^$")
+    api_key: SecretStr | None = Field(default=None, min_length=1)
+    key_header: Literal["authorization", "api-key", "x-api-key"] | None = None
+    anthropic_version: str = Field(default="2023-06-01", min_length=1, max_length=50)
+    output_limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    max_output_tokens: PositiveInt = 2048
+    context_tokens: int = Field(default=32_000, ge=4_000)
+    idle_timeout: PositiveFloat = 20.0
+    max_concurrency: PositiveInt = 8
+    requests_per_day: PositiveInt = 200
+    tokens_per_day: PositiveInt = 2_000_000
+
+    @model_validator(mode="after")
+    def key_where_it_is_needed(self) -> "AiSettings":
+        """The vendors' own addresses take nobody without a key; other servers may."""
+        if not self.base_url and self.api_key is None:
+            raise PydanticCustomError("not_enough", "set API_KEY, or the BASE_URL of a server that needs none")
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where the provider is, without a slash at its end."""
+        return (self.base_url or DEFAULT_URLS[self.provider]).rstrip("/")
