@@ -2,9 +2,11 @@
 """Every table, imported so that the metadata is whole."""
 
 from app.models.account import ApiToken, IdempotencyKey, Role
+from app.models.ai_task import ActionOutcome, AiAction, AiCall, AiTask, AiTaskKind, AiTaskStatus
 from app.models.approval import Approval, ApprovalStatus
 from app.models.base import Base, new_id
 from app.models.breaker import BreakerEvent
+from app.models.conversation import Conversation, Message, MessageRole, MessageStatus
 from app.models.deployment import (
     Connectivity,
     Deployment,
@@ -27,12 +29,19 @@ from app.models.operation import Effect, EffectState, Operation, OperationStatus
 from app.models.schedule import Schedule, ScheduleTick
 
 __all__ = [
+    "ActionOutcome",
+    "AiAction",
+    "AiCall",
+    "AiTask",
+    "AiTaskKind",
+    "AiTaskStatus",
     "ApiToken",
     "Approval",
     "ApprovalStatus",
     "Base",
     "BreakerEvent",
     "Connectivity",
+    "Conversation",
     "Deployment",
     "DeploymentPlane",
     "DeploymentStatus",
@@ -50,6 +59,9 @@ __all__ = [
     "IdempotencyKey",
     "LaneStatus",
     "MaintenanceWindow",
+    "Message",
+    "MessageRole",
+    "MessageStatus",
     "Operation",
     "OperationStatus",
     "Promotion",
