@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All sandbox planes in one process, each at ``/<plane>``."""
+"""All sandbox planes and language models in one process, each at ``/<its name>``."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from sandbox.ansible import Ansible
+from sandbox.anthropic import Anthropic
 from sandbox.connections import BreakableProtocol
 from sandbox.intune import Intune
 from sandbox.jamf import Jamf
 from sandbox.journal import Journal
 from sandbox.landscape import Landscape
+from sandbox.models import Desk, MakeWire, ModelApp
+from sandbox.openai import OpenAi
 from sandbox.plane import MakeVendor, Plane, PlaneApp
 from sandbox.sccm import Sccm
 
@@ -33,6 +36,7 @@ PLANES: dict[str, MakeVendor] = {
     "landscape": Landscape,
     "ansible": Ansible,
 }
+MODELS: dict[str, MakeWire] = {"openai": OpenAi, "anthropic": Anthropic}
 FLUSH_SECONDS = 0.2
 KEEP_ALIVE_SECONDS = 75  # longer than any client keeps one, so that no connection ends under a request
 
@@ -40,7 +44,7 @@ KEEP_ALIVE_SECONDS = 75  # longer than any client keeps one, so that no connecti
 def create_app(
     state: Path | None = None, *, scale: float = 1.0, clock: Callable[[], float] = time.time
 ) -> Starlette:
-    """The application with all planes.
+    """The application with all planes and language models.
 
     ``state`` is a file that outlives the process (uploads go to a folder beside it); without one everything
     is forgotten. ``scale`` multiplies the delays of vendors and devices; ``clock`` tells the Unix time.
@@ -52,6 +56,9 @@ def create_app(
     for name, make in PLANES.items():
         plane = Plane(name, journal, clock, scale, spool / name)
         routes.append(Mount(f"/{name}", app=PlaneApp(plane, make(plane))))
+    for name, make_wire in MODELS.items():
+        desk = Desk(name, journal, clock)
+        routes.append(Mount(f"/{name}", app=ModelApp(desk, make_wire(desk))))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -84,8 +91,8 @@ async def flush_for_ever(journal: Journal) -> None:
 
 
 async def health(_: Request) -> Response:
-    """Tell a supervisor that the process answers, and for which planes."""
-    return JSONResponse({"status": "ok", "planes": sorted(PLANES)})
+    """Tell a supervisor that the process answers, and for which planes and language models."""
+    return JSONResponse({"status": "ok", "planes": sorted(PLANES), "models": sorted(MODELS)})
 
 
 def server(app: ASGIApp, *, port: int = 0) -> uvicorn.Server:
@@ -106,7 +113,7 @@ def server(app: ASGIApp, *, port: int = 0) -> uvicorn.Server:
 
 
 def run(port: int, state: Path | None = None, *, scale: float = 1.0) -> None:
-    """Serve all planes on 127.0.0.1 until SIGINT or SIGTERM."""
+    """Serve everything on 127.0.0.1 until SIGINT or SIGTERM."""
     server(create_app(state, scale=scale), port=port).run()
 
 

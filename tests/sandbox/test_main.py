@@ -62,10 +62,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_health_names_the_planes(tenant: Tenant) -> None:
+def test_health_names_the_planes_and_the_models(tenant: Tenant) -> None:
     assert httpx.get(f"{tenant.url}/health").json() == {
         "status": "ok",
         "planes": ["ansible", "intune", "jamf", "landscape", "sccm"],
+        "models": ["anthropic", "openai"],
     }
 
 
