@@ -19,13 +19,19 @@ from app.resilience.errors import AuthError, CallError, PermanentError
 REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
 EARLIEST_RENEWAL = 60.0
 DEFAULT_LIFETIME = 300.0
+AUTHORIZATION = "Authorization"
 
 
 class Authenticator(Protocol):
     """What a client asks for a token. The value is a secret: it is put into a header and nowhere else.
 
-    ``scheme`` stands before it there.
+    ``header`` is that header, and ``scheme`` stands before the token there; empty: the token alone.
     """
+
+    @property
+    def header(self) -> str:
+        """``Authorization``, or what the service takes in its place."""
+        ...
 
     @property
     def scheme(self) -> str:
@@ -51,6 +57,7 @@ class HeldToken(ABC):
     ``service``: whose errors those of the login become.
     """
 
+    header: ClassVar[str] = AUTHORIZATION
     scheme: ClassVar[str] = "Bearer"
 
     def __init__(self, service: str, clock: Callable[[], float]) -> None:
@@ -171,12 +178,18 @@ class Fixed:
     service: str
     scheme: str
     value: SecretStr
+    header: str = AUTHORIZATION
 
     @classmethod
     def basic(cls, service: str, user: str, password: SecretStr) -> "Fixed":
         """User and password, with each request."""
         pair = f"{user}:{password.get_secret_value()}".encode()
         return cls(service, "Basic", SecretStr(base64.b64encode(pair).decode("ascii")))
+
+    @classmethod
+    def key(cls, service: str, header: str, value: SecretStr) -> "Fixed":
+        """A key alone, in a header of the service's own."""
+        return cls(service, "", value, header)
 
     async def token(self) -> SecretStr:
         """The credential."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from http import HTTPStatus
+from typing import NamedTuple
 
 import aiohttp
 import httpx
@@ -38,6 +39,7 @@ LONGEST_RETRY_AFTER = 24 * 3600.0
 BANDWIDTH_EXCEEDED = 509
 NOT_SUPPORTED = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
 GATEWAY_LOST = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
+BROKEN = set(range(500, 600)) - NOT_SUPPORTED
 TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.SERVICE_UNAVAILABLE, *GATEWAY_LOST}
 DATABASE = "database"
 UNREACHED = ConnectionError, TimeoutError, socket.gaierror
@@ -52,6 +54,25 @@ class Safety(StrEnum):
     IDEMPOTENT = "idempotent"
     KEYED = "keyed"
     UNSAFE = "unsafe"
+
+
+class Meaning(NamedTuple):
+    """What a service's own words say of a refusal, where its status does not.
+
+    ``kind`` stands in place of the status' class, ``wait`` (seconds) where ``Retry-After`` is missing.
+    """
+
+    kind: type[CallError] | None = None
+    wait: float | None = None
+
+
+Refine = Callable[[httpx.Response], Meaning]
+AS_THE_STATUS_SAYS = Meaning()
+
+
+def as_the_status_says(_: httpx.Response) -> Meaning:
+    """A service whose statuses mean what HTTP says."""
+    return AS_THE_STATUS_SAYS
 
 
 def default_safety(method: str) -> Safety:
@@ -107,24 +128,26 @@ def classify_response(
     refreshed: bool = True,
     excerpt: str = "",
     transient: Collection[int] = (),
+    meaning: Meaning = AS_THE_STATUS_SAYS,
 ) -> CallError | None:
     """The class of an answer; None for 2xx and 304. Parameters as of ``classify``.
 
-    ``transient``: statuses by which this service says that it will do later.
+    ``transient``: statuses by which this service says that it will do later; ``meaning`` goes before both.
     """
     status = response.status_code
     if response.is_success or status == HTTPStatus.NOT_MODIFIED:
         return None
     wait = retry_after(response)
-    kind = _status_class(status, unsafe=safety is Safety.UNSAFE, told_to_wait=wait is not None)
-    kind = TransientError if status in transient else kind
+    kind = status_class(status, unsafe=safety is Safety.UNSAFE, told_to_wait=wait is not None)
+    kind = meaning.kind or (TransientError if status in transient else kind)
     if kind is AuthError and not refreshed:
         kind = AuthExpired
     detail = f"{service} answered {status}" + (f": {excerpt}" if excerpt else "")
-    return kind(detail, service=service, status=status, retry_after=wait)
+    return kind(detail, service=service, status=status, retry_after=meaning.wait if wait is None else wait)
 
 
-def _status_class(status: int, *, unsafe: bool, told_to_wait: bool) -> type[CallError]:
+def status_class(status: int, *, unsafe: bool = False, told_to_wait: bool = False) -> type[CallError]:
+    """The class of an error's status."""
     if status in {HTTPStatus.TOO_MANY_REQUESTS, BANDWIDTH_EXCEEDED}:
         return Throttled
     if status == HTTPStatus.SERVICE_UNAVAILABLE and told_to_wait:
@@ -253,22 +276,28 @@ def _name(error: BaseException) -> str:
 
 
 def verdict(error: CallError | None, *, service: str) -> Verdict:
-    """What the outcome says of ``service``: a refusal proves it alive, our own troubles prove nothing."""
+    """What the outcome says of ``service``: a refusal proves it alive, our own troubles prove nothing.
+
+    Nor does a failure of the service that it says is for good.
+    """
     if error is None:
         return Verdict.SUCCESS
     if error.service != service:
         return Verdict.NEUTRAL
     answered = isinstance(error, PermanentError) and error.status is not None
-    return Verdict.SUCCESS if answered else error.verdict
+    refused = answered and error.status not in BROKEN
+    return Verdict.SUCCESS if refused else error.verdict
 
 
 def retry_after(response: httpx.Response) -> float | None:
     """Seconds the service asks to wait, between 0 and a day; dates count from the server's own ``Date``.
 
-    None where the header is absent or unreadable.
+    ``Retry-After-Ms`` goes before ``Retry-After``: who sends both means the same, more exactly (OpenAI and
+    Azure do). None where both are absent or unreadable.
     """
+    milliseconds = _seconds(response.headers.get("retry-after-ms", "").strip())
     value = response.headers.get("retry-after", "").strip()
-    seconds = _seconds(value)
+    seconds = _seconds(value) if milliseconds is None else milliseconds / 1000
     if seconds is None:
         seconds = _seconds_until(value, response.headers.get("date", ""))
     return None if seconds is None else min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

@@ -36,14 +36,15 @@ class Attempt:
     """One try of a call: ``sent`` becomes true when the first byte may have reached the service.
 
     ``goes_on``: it was answered, but its connection stays in use; whoever ends that gives the bulkhead's
-    permit back.
+    permit back, and says how it ended under ``permit``, the breaker's.
     """
 
-    __slots__ = ("goes_on", "number", "sent")
+    __slots__ = ("goes_on", "number", "permit", "sent")
 
     def __init__(self, number: int = 1) -> None:
         self.number = number
         self.sent = self.goes_on = False
+        self.permit: Permit | None = None
 
 
 class Call(Generic[T]):
@@ -152,9 +153,13 @@ class Guard:
         except BaseException:
             permit.settle(Verdict.NEUTRAL)
             raise
-        permit.settle(Verdict.SUCCESS)
-        self._good.inc()
         self._seconds.observe(time.monotonic() - began)
+        if attempt.goes_on and not permit.probe:
+            attempt.permit = permit  # a good head proves nothing wrong that bodies have shown
+            return result
+        permit.settle(Verdict.SUCCESS)
+        if not attempt.goes_on:
+            self._good.inc()
         return result
 
     def check(self) -> None:
@@ -207,7 +212,7 @@ class Guard:
             failure = found if found is not None else Unexpected(repr(error), service=self.service)
             permit.end(failure)
         if isinstance(failure, Throttled) and failure.service == self.service:
-            self._pause(failure)
+            self.pause(failure.retry_after)
         metrics.failed(self.service, failure.code)
         log.info(
             "call_failed",
@@ -220,17 +225,27 @@ class Guard:
         )
         return failure
 
-    def broke_off(self, error: Exception, *, safety: Safety) -> CallError:
-        """The class of an error in a body that the caller reads after its call was answered."""
-        permit = self.breaker.admit_now()
-        if permit is None:
-            return classify_exception(error, service=self.service, safety=safety, sent=True)
-        began = Attempt()
-        began.sent = True
-        return self._failed(error, began, safety, permit, is_late=False)
+    def ended_well(self, attempt: Attempt) -> None:
+        """A body that the caller reads was as it should be, or as much of it as anybody wanted."""
+        if not attempt.goes_on:
+            return
+        attempt.goes_on = False
+        self._good.inc()
+        if attempt.permit is not None:
+            attempt.permit.settle(Verdict.SUCCESS)
 
-    def _pause(self, failure: Throttled) -> None:
-        self.breaker.gate.throttle(failure.retry_after)
+    def broke_off(self, error: Exception, attempt: Attempt, *, safety: Safety) -> CallError:
+        """The class of an error in a body that the caller reads after its call was answered; counted once."""
+        attempt.sent = True
+        permit = attempt.permit or self.breaker.admit_now()
+        if not attempt.goes_on or permit is None:
+            return classify_exception(error, service=self.service, safety=safety, sent=True)
+        attempt.goes_on = False
+        return self._failed(error, attempt, safety, permit, is_late=False)
+
+    def pause(self, seconds: float | None) -> None:
+        """Keep the whole fleet from calling for so long; None: the service did not say for how long."""
+        self.breaker.gate.throttle(seconds)
         metrics.throttled(self.service)
-        if (failure.retry_after or 0.0) >= ALARMING_PAUSE:
-            log.error("service_asks_for_a_long_pause", service=self.service, seconds=failure.retry_after)
+        if (seconds or 0.0) >= ALARMING_PAUSE:
+            log.error("service_asks_for_a_long_pause", service=self.service, seconds=seconds)

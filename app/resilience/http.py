@@ -8,12 +8,12 @@ everything else is raised as its class of ``errors``.
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
-import aiohttp
 import httpx
 from pydantic import SecretStr
 
@@ -22,12 +22,19 @@ from app.resilience import registry, transport
 from app.resilience.auth import Authenticator
 from app.resilience.breaker import ServiceBreaker
 from app.resilience.bulkhead import Bulkhead
-from app.resilience.classify import Safety, classify_response, default_safety
+from app.resilience.classify import (
+    Refine,
+    Safety,
+    as_the_status_says,
+    classify_response,
+    default_safety,
+)
 from app.resilience.errors import AuthExpired, CallError, PermanentError
 from app.resilience.guard import Attempt, Guard
 from app.resilience.handshake import Handshakes
 from app.resilience.registry import Breakers
 from app.resilience.retry import DEFAULT_RETRY, RetryProfile
+from app.resilience.streamed import StreamedBody, judged
 from app.resilience.transport import Wire
 
 MAX_ANSWER_BYTES = 10 * 2**20
@@ -85,13 +92,15 @@ def create_resilient_client(
     verify: ssl.SSLContext | None = None,
     describe: Callable[[httpx.Response], str] = text_of,
     transient: Collection[int] = (),
+    refine: Refine = as_the_status_says,
 ) -> "ResilientClient":
     """A client of one service, to be shared by all callers of this process and closed at the end.
 
     ``auth`` is used for addresses of ``base_url``'s origin only; one of httpx's own kind has a connection
     for each call's handshake. ``transient``: statuses by which the service says that it will do later.
     ``breakers``: where the service's breaker is, by default this process's; ``breaker``: one of its own.
-    ``describe`` finds the vendor's words in a refusal.
+    ``describe`` finds the vendor's words in a refusal; ``refine`` what they mean, where the status does not
+    tell.
 
     Raises:
         UnknownService: the message lists the known ones.
@@ -109,6 +118,7 @@ def create_resilient_client(
         profile=profile,
         describe=describe,
         transient=frozenset(transient),
+        refine=refine,
     )
 
 
@@ -126,6 +136,7 @@ class ResilientClient(httpx.AsyncClient):
         profile: RetryProfile,
         describe: Callable[[httpx.Response], str],
         transient: frozenset[int],
+        refine: Refine,
     ) -> None:
         timeout = httpx.Timeout(profile.attempt_timeout, connect=CONNECT_TIMEOUT, pool=None)
         super().__init__(base_url=base_url, transport=wire, timeout=timeout, trust_env=False)
@@ -137,6 +148,7 @@ class ResilientClient(httpx.AsyncClient):
         self._transient = transient
         self._profile = profile
         self._describe = describe
+        self._refine = refine
 
     async def send(
         self, request: httpx.Request, *, stream: bool = False, auth: Any = None, follow_redirects: Any = None
@@ -161,10 +173,27 @@ class ResilientClient(httpx.AsyncClient):
         async def exchange(attempt: Attempt) -> httpx.Response:
             transport.attempt.set(attempt)
             response = await self._exchange(request, options, stream=stream)
-            attempt.goes_on = isinstance(response.stream, _ClassifiedStream)
+            if isinstance(response.stream, StreamedBody):
+                response.stream.attempt, attempt.goes_on = attempt, True
             return response
 
         return await self._guard.run(exchange, safety=options.safety, profile=options.profile)
+
+    @asynccontextmanager
+    async def reading(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+        """The answer to a request, whose worth shows as it is read: as the block ends, so did the call.
+
+        For streams in which an error may come after a good status. Whoever is stopped has seen nothing.
+
+        Raises:
+            CallError: as of ``send``; or the class of what the block raised.
+        """
+        async with judged(await self.send(request, stream=True)) as response:
+            yield response
+
+    def pause(self, seconds: float) -> None:
+        """Nobody of the fleet calls the service for so long: it told that no more is allowed."""
+        self._guard.pause(seconds)
 
     async def _exchange(
         self, request: httpx.Request, options: CallOptions, *, stream: bool
@@ -187,14 +216,15 @@ class ResilientClient(httpx.AsyncClient):
             return await self._handshakes.exchange(request, self._follow)
         if self._token_source is None or not at_home:
             return await self._follow(self._wire, request)
-        token, scheme = await self._token_source.token(), self._token_source.scheme
-        response = await self._follow(self._wire, _with_token(request, scheme, token))
+        source = self._token_source
+        token = await source.token()
+        response = await self._follow(self._wire, _with_token(request, source, token))
         refused = classify_response(response, service=self.service, safety=Safety.IDEMPOTENT, refreshed=False)
         if not isinstance(refused, AuthExpired):
             return response
         await response.aclose()
-        token = await self._token_source.renew(token)
-        return await self._follow(self._wire, _with_token(request, scheme, token))
+        token = await source.renew(token)
+        return await self._follow(self._wire, _with_token(request, source, token))
 
     async def _follow(self, wire: Wire, request: httpx.Request) -> httpx.Response:
         for _ in range(MAX_REDIRECTS):
@@ -239,7 +269,7 @@ class ResilientClient(httpx.AsyncClient):
         return _origin(url) == _origin(self.base_url)
 
     def _handed_over(self, response: httpx.Response, options: CallOptions) -> httpx.Response:
-        response.stream = _ClassifiedStream(response.stream, self._guard, options.safety)
+        response.stream = StreamedBody(response.stream, self._guard, options.safety)
         return response
 
     async def _read(self, response: httpx.Response, limit: int) -> httpx.Response:
@@ -271,50 +301,22 @@ class ResilientClient(httpx.AsyncClient):
             safety=options.safety,
             excerpt=self.excerpt(answer),
             transient=self._transient,
+            meaning=self._refine(answer),
         )
         if error is not None:
             raise error
 
     def excerpt(self, answer: httpx.Response) -> str:
         """What a refusal says, in one line, with everything that is or looks like a secret cut out."""
-        text = " ".join(self._describe(answer).split())
+        return self.redacted(self._describe(answer))
+
+    def redacted(self, words: str) -> str:
+        """A vendor's words, treated in the same way."""
+        text = " ".join(words.split())
         source = self._token_source or self._handshakes
         for secret in () if source is None else source.secrets():
             text = text.replace(secret, "***")
         return LOOKS_SECRET.sub(r"\1***", text)[:MAX_EXCERPT_CHARACTERS]
-
-
-class _ClassifiedStream(httpx.AsyncByteStream):
-    """A body read by the caller, whose failures are of the classes of ``errors`` and known to the breaker."""
-
-    def __init__(self, body: Any, guard: Guard, safety: Safety) -> None:
-        self._body = body
-        self._guard = guard
-        self._safety = safety
-        self._holds_permit = True
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for part in self._body:
-                yield part
-            self._let_go()
-        except (httpx.TransportError, aiohttp.ClientError, OSError) as error:
-            self._raise_classified(error)
-
-    def _raise_classified(self, error: Exception) -> NoReturn:
-        raise self._guard.broke_off(error, safety=self._safety) from error
-
-    def _let_go(self) -> None:
-        """The connection serves others from here on."""
-        if self._holds_permit:
-            self._holds_permit = False
-            self._guard.bulkhead.release()
-
-    async def aclose(self) -> None:
-        try:
-            await self._body.aclose()
-        finally:
-            self._let_go()
 
 
 def _correlate(headers: httpx.Headers) -> None:
@@ -326,9 +328,9 @@ def _correlate(headers: httpx.Headers) -> None:
         headers["traceparent"] = (place.child() if place else telemetry.Trace.begin()).header
 
 
-def _with_token(request: httpx.Request, scheme: str, token: SecretStr) -> httpx.Request:
+def _with_token(request: httpx.Request, source: Authenticator, token: SecretStr) -> httpx.Request:
     headers = httpx.Headers(request.headers)
-    headers["Authorization"] = f"{scheme} {token.get_secret_value()}"
+    headers[source.header] = f"{source.scheme} {token.get_secret_value()}".lstrip()
     return httpx.Request(
         request.method, request.url, headers=headers, content=request.content, extensions=request.extensions
     )

@@ -114,7 +114,7 @@ async def calls_out(job: Job) -> Outcome:
 class Tokens:
     """A source of tokens that is always well."""
 
-    scheme = "Bearer"
+    header, scheme = "Authorization", "Bearer"
 
     def __init__(self) -> None:
         self.given = 0
