@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 
+from sandbox.models import deepest, is_place
 from sandbox.rest import Body, Refused
 from sandbox.scripted_conversation import Asked, Call, Conversation, Result, Said, Turn, Wish
 
@@ -92,19 +93,12 @@ async def read_messages(request: Request) -> MessagesBody:
     try:
         body = MessagesBody.model_validate_json(await request.body())
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if is_place(part))
-        raise Refused(400, f"{place}: {first['msg']}".removeprefix(": ")) from error
+        worst = deepest(error)
+        place = ".".join(str(part) for part in worst["loc"] if is_place(part))
+        raise Refused(400, f"{place}: {worst['msg']}".removeprefix(": ")) from error
     require_content(body.messages)
     require_results_with_calls(body.messages)
     return body
-
-
-def is_place(part: int | str) -> bool:
-    """Whether it is a part of a place in a body, and not what pydantic calls a union's type."""
-    return isinstance(part, int) or (
-        part not in {"str", "text", "tool_use", "tool_result"} and "[" not in part
-    )
 
 
 def require_content(messages: Sequence[Message]) -> None:

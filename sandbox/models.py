@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -313,6 +314,16 @@ class Half(JSONResponse):
         half = bytes(self.body)[: len(self.body) // 2]
         await send({"type": "http.response.body", "body": half, "more_body": True})
         await connections.hang_up(scope, receive)
+
+
+def deepest(error: ValidationError) -> ErrorDetails:
+    """The error that tells most: where one of several types may stand, the others' are about all of it."""
+    return max(error.errors(), key=lambda each: len(each["loc"]))
+
+
+def is_place(part: int | str) -> bool:
+    """Whether it is part of a place in a body, and not what pydantic calls one of several types."""
+    return isinstance(part, int) or (part != "str" and "[" not in part)
 
 
 def words_of(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 
+from sandbox.models import deepest, is_place
 from sandbox.rest import Body, Refused
 from sandbox.scripted_conversation import Asked, Call, Conversation, Result, Said, Turn, Wish
 
@@ -116,10 +117,10 @@ async def read_chat(request: Request) -> ChatBody:
 
 
 def invalid(error: ValidationError) -> Refused:
-    """What is wrong first, as OpenAI says it."""
-    first = error.errors()[0]
-    name = spelled(first["loc"])
-    match first["type"]:
+    """What is wrong, as OpenAI says it."""
+    worst = deepest(error)
+    name = spelled(worst["loc"])
+    match worst["type"]:
         case "json_invalid":
             return refusal(400, "We could not parse the JSON body of your request.")
         case "missing" if name == "model":
@@ -129,14 +130,14 @@ def invalid(error: ValidationError) -> Refused:
         case "extra_forbidden":
             words, code = f"Unknown parameter: '{name}'.", "unknown_parameter"
         case _:
-            words, code = f"Invalid value for '{name}': {first['msg']}.", "invalid_value"
+            words, code = f"Invalid value for '{name}': {worst['msg']}.", "invalid_value"
     return refusal(400, words, param=name, code=code)
 
 
 def spelled(place: Sequence[int | str]) -> str:
-    """A place in a body, such as ``messages[0].role``; pydantic also names a union's types."""
-    parts = [part for part in place if isinstance(part, int) or (part != "str" and "[" not in part)]
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    """A place in a body, such as ``messages[0].role``."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if is_place(part)]
+    return "".join(parts).removeprefix(".")
 
 
 def require_results_with_calls(messages: Sequence[Message]) -> None:

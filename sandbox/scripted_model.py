@@ -37,15 +37,16 @@ LISTS: tuple[tuple[str, str, Callable[[Json], str]], ...] = (
     ("breaker", "list_breakers", words.breakers),
 )
 COMMON = """
-    a about again all am an and any anything app application apps are as at back be been being blocked blocks
-    but by can cannot could current currently deployed deployment deployments did do does doing explain fail
-    failed failing fails failures find for from get give go going good goodbye happened happening happens has
-    have having held hello help here hey hi hold holding holds how i in install installation is isn't isn t it
-    its just know let look many me moving much my no not now of ok okay on or our package paused please
-    progress read release reports ring rings rollout rollouts s see show so some state status still stop
-    stopped stops stuck tell thank thanks that the their them there these they this those to today up update
-    us version wait waiting waits want was we were what what's when where which who whose why will with would
-    yes yet you your morning afternoon evening
+a about afternoon again all am an and any anything app application apps are as at back be been being
+blocked blocking blocks but by can cannot check could current currently deployed deployment deployments
+did do does doing done evening explain fail failed failing fails failures find finished for from get give
+go going good goodbye happened happening happens has have having held hello help here hey hi hold holding
+holds how i in install installation is isn isn't issue it its just know last late latest let look many me
+morning moving much my need needs newest no not now of ok okay on or our package paused please preventing
+prevents problem progress read really release reports ring rings rollout rollouts s see show slow so some
+state status still stop stopped stops stuck t tell thank thanks that the their them there these they this
+those to today up update us version very wait waiting waits want was we week were what what's when where
+which who whose why will with would wrong yes yesterday yet you your
 """
 STOP_WORDS = frozenset(COMMON.split())
 PUNCTUATION = "?!.,;:\"'`()[]{}<>*_“”„’‘«»"  # noqa: RUF001  (people type them)
