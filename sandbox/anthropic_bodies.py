@@ -155,16 +155,16 @@ def conversation_of(body: MessagesBody) -> Conversation:
 
 
 def turns_of(message: Message) -> Iterator[Turn]:
-    """A message as turns: results first, then what was said."""
-    text = "\n".join(block.text for block in message.blocks if isinstance(block, Text))
+    """A message as turns; clients make one of all that a user says in a row, a block for each time."""
     if message.role == "assistant":
-        yield Said(text, tuple(calls_of(message)))
+        texts = [block.text for block in message.blocks if isinstance(block, Text)]
+        yield Said("\n".join(texts), tuple(calls_of(message)))
         return
     for block in message.blocks:
         if isinstance(block, ToolResult):
             yield Result(block.tool_use_id, joined(block.content))
-    if text:
-        yield Asked(text)
+        elif isinstance(block, Text):
+            yield Asked(block.text)
 
 
 def calls_of(message: Message) -> Iterator[Call]:

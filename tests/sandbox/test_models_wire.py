@@ -235,6 +235,13 @@ def test_what_was_said_and_done_comes_back_to_the_model(
     assert anthropic.said(answers[1].json()) == "I found no deployment of firefox."
 
 
+def test_what_a_user_says_in_one_message_after_another_is_told_apart(anthropic: AnthropicClient) -> None:
+    texts = [{"type": "text", "text": text} for text in ("[[words 9]]", "[[words 1]]")]
+    body = anthropic.body("") | {"messages": [{"role": "user", "content": texts}]}
+
+    assert anthropic.said(anthropic.http.post(anthropic.path, json=body).json()) == "w1"
+
+
 def test_system_texts_reach_the_model_from_where_each_vendor_has_them(
     openai: OpenAiClient, anthropic: AnthropicClient
 ) -> None:
