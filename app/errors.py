@@ -78,6 +78,24 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
 
 
+class AiNotConfigured(Conflict):
+    """There is no language model in this installation; the detail says what to set."""
+
+    code = "ai_not_configured"
+
+
+class ConversationBusy(Conflict):
+    """The message before is still being answered: one at a time."""
+
+    code = "conversation_busy"
+
+
+class ConversationFull(Conflict):
+    """The conversation has as many messages as one may have: begin another."""
+
+    code = "conversation_full"
+
+
 class CannotIsolate(Conflict):
     """The service is one that the control plane itself cannot do without."""
 
@@ -142,6 +160,16 @@ class Unavailable(ControlPlaneError):
     code = "unavailable"
 
     def __init__(self, detail: str, *, retry_after: float = 5.0, **context: object) -> None:
+        super().__init__(detail, **context)
+        self.retry_after = retry_after
+
+
+class AiLimitReached(ControlPlaneError):
+    """The caller has asked as much of the assistant as one may in a day; ``retry_after`` is in seconds."""
+
+    code = "ai_limit_reached"
+
+    def __init__(self, detail: str, *, retry_after: float, **context: object) -> None:
         super().__init__(detail, **context)
         self.retry_after = retry_after
 

@@ -16,10 +16,12 @@ from starlette.middleware import Middleware
 
 from app import telemetry
 from app.api import (
+    ai_tasks,
     approvals,
     blockers,
     breakers,
     commands,
+    conversations,
     deployments,
     devices,
     drift,
@@ -64,6 +66,8 @@ ROUTERS = (
     targets.router,
     planes.router,
     breakers.router,
+    conversations.router,
+    ai_tasks.router,
     health.router,
 )
 
@@ -98,7 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             finally:
                 for task in (timing, restoring, keeping):
                     task.cancel()
-                await service.streams.close()
+                await service.close_streams()
 
     app = ControlPlane(
         title="Eucora Control Plane",
@@ -144,7 +148,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop listening, finish what is open, close."""
-        self._app.state.service.streams.end()
+        self._app.state.service.end_streams()
         await super().shutdown(sockets)
 
 

@@ -19,6 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.util import greenlet_spawn
 
 from app import telemetry
+from app.ai import settings as ai_settings
+from app.ai.catalogue import open_provider
+from app.ai.contract import Provider
+from app.ai.guardrails import Redactor
+from app.ai.settings import WHAT_TO_SET, AiSettings, BadAiSettings
 from app.clock import Clock, system_clock
 from app.connectors import catalogue
 from app.connectors.contract import Connector, Plane
@@ -26,10 +31,11 @@ from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.database import database_url, hurry, open_accept_engine, open_engine, reaching
 from app.domain import breakers, policies
+from app.domain.ai_calls import Allowance
 from app.domain.budgets import Limits
 from app.domain.policies import GatePolicy, load_policy
 from app.doorbell import Doorbell
-from app.errors import Invalid
+from app.errors import AiNotConfigured, Invalid
 from app.models import BreakerEvent
 from app.redis import open_hasty_redis, open_redis
 from app.resilience import SERVICES, BreakerPolicy, Breakers, BreakerState
@@ -37,10 +43,24 @@ from app.resilience.classify import DATABASE
 from app.resilience.errors import CallError
 from app.resilience.registry import in_use
 from app.resilience.status import DEFAULT_POLICY, DEFAULTS, StandingOrder
-from app.settings import Settings
+from app.settings import Settings, secrets_of
 
 RESTORE_AGAIN = 5.0
 log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """The language model of this installation; what goes to it passes ``redactor``."""
+
+    provider: Provider
+    settings: AiSettings
+    redactor: Redactor
+
+    @property
+    def allowance(self) -> Allowance:
+        """What each caller may have of it in a day."""
+        return Allowance(self.settings.requests_per_day, self.settings.tokens_per_day)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +68,7 @@ class Runtime:
     """What a request or a job works with.
 
     ``accept_engine`` is in autocommit: each statement is its own transaction. ``unconfigured`` tells for each
-    known plane without a connector what is missing.
+    known plane without a connector what is missing. ``model`` None: no language model is configured.
     """
 
     settings: Settings
@@ -63,6 +83,18 @@ class Runtime:
     unconfigured: Mapping[Plane, str]
     policy: GatePolicy
     limits: Limits
+    model: Assistant | None = None
+
+    @property
+    def assistant(self) -> Assistant:
+        """The language model.
+
+        Raises:
+            AiNotConfigured: there is none; says what to set.
+        """
+        if self.model is None:
+            raise AiNotConfigured(f"no language model is configured: {WHAT_TO_SET}")
+        return self.model
 
     @asynccontextmanager
     async def transaction(self, *, guarded: bool = True) -> AsyncIterator[AsyncSession]:
@@ -207,7 +239,32 @@ def check_settings(settings: Settings) -> tuple[URL, str, GatePolicy]:
     if settings.redis_url is None:
         raise Invalid("EUCORA_REDIS_URL is not set")
     breaker_policies(settings)
+    ai_settings_of(settings)
     return url, settings.redis_url.get_secret_value(), load_policy(settings.gate_policy)
+
+
+def ai_settings_of(settings: Settings) -> AiSettings | None:
+    """How the language model is reached: the sandbox's scripted one where there is a sandbox and no other.
+
+    Raises:
+        Invalid: a setting is missing or wrong; the message names it.
+    """
+    try:
+        given = ai_settings.parse(settings.ai)
+    except BadAiSettings as error:
+        raise Invalid(str(error)) from error
+    if given is None and settings.sandbox_url is not None:
+        return ai_settings.sandbox_settings(settings.sandbox_url)
+    return given
+
+
+async def open_assistant(stack: AsyncExitStack, settings: Settings, breakers: Breakers) -> Assistant | None:
+    """The language model, if one is configured."""
+    found = ai_settings_of(settings)
+    if found is None:
+        return None
+    provider = await stack.enter_async_context(open_provider(found, breakers))
+    return Assistant(provider, found, Redactor(secrets_of(settings)))
 
 
 @asynccontextmanager
@@ -236,6 +293,7 @@ async def open_runtime(
         planes = await stack.enter_async_context(
             catalogue.open_planes(settings.planes, settings.sandbox_url, connector_services(settings, known))
         )
+        model = await open_assistant(stack, settings, known)
         yield Runtime(
             settings=settings,
             clock=clock,
@@ -249,4 +307,5 @@ async def open_runtime(
             unconfigured=MappingProxyType(planes.unconfigured),
             policy=policy,
             limits=Limits(**settings.limits.model_dump()),
+            model=model,
         )

@@ -28,10 +28,12 @@ class Permission(StrEnum):
     APPROVAL_DECIDE = "approval:decide"
     PLANE_CHECK = "plane:check"
     BREAKER_COMMAND = "breaker:command"
+    AI_ASK = "ai:ask"
+    AI_DECIDE = "ai:decide"
 
 
 _VIEWER = frozenset({Permission.PUBLIC, Permission.READ})
-_PACKAGER = _VIEWER | {Permission.DEPLOYMENT_CREATE}
+_PACKAGER = _VIEWER | {Permission.DEPLOYMENT_CREATE, Permission.AI_ASK}
 _PUBLISHER = _PACKAGER | {
     Permission.DEPLOYMENT_PROMOTE,
     Permission.DEPLOYMENT_COMMAND,
@@ -44,6 +46,7 @@ _APPROVER = _VIEWER | {
     Permission.DEPLOYMENT_PROMOTE,
     Permission.GATE_OVERRIDE,
     Permission.APPROVAL_DECIDE,
+    Permission.AI_DECIDE,
 }
 
 PERMISSIONS: Mapping[Role, frozenset[Permission]] = MappingProxyType(

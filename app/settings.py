@@ -3,8 +3,10 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -54,6 +56,7 @@ class WorkerSettings(Part):
     ring_again: PositiveFloat = 10.0
     max_jobs: PositiveInt = 20
     rollback_jobs: PositiveInt = 5
+    ai_jobs: PositiveInt = 10
     completion_wait: PositiveFloat = 25.0
     grace: PositiveFloat = 5.0
     overrun: PositiveFloat = 15.0
@@ -136,6 +139,7 @@ class Settings(BaseSettings):
     gate_policy: str = "standard"
     package_roots: Annotated[tuple[Path, ...] | None, NoDecode] = None
     planes: dict[str, dict[str, SecretStr]] = Field(default_factory=dict)
+    ai: dict[str, SecretStr] = Field(default_factory=dict)
     sandbox_url: str | None = None
     breakers: dict[str, BreakerSettings] = Field(default_factory=dict)
     database: DatabaseSettings = DatabaseSettings()
@@ -153,6 +157,25 @@ class Settings(BaseSettings):
         if isinstance(roots, str):
             values["package_roots"] = tuple(Path(root) for root in roots.split(os.pathsep) if root)
         return values
+
+
+SECRET_NAMES = re.compile(r"secret|password|token|key", re.IGNORECASE)
+SHORTEST_SECRET = 6
+"""Characters: what is shorter stands in other words by chance."""
+
+
+def secrets_of(settings: Settings) -> frozenset[str]:
+    """What must never be told to anybody: tokens, keys, and passwords, those in addresses too."""
+    given = [settings.bootstrap_token]
+    for branch in (settings.ai, *settings.planes.values()):
+        given += [
+            value for name, value in branch.items() if SECRET_NAMES.search(name) and not name.endswith("_url")
+        ]
+    found = {value.get_secret_value() for value in given if value is not None}
+    for url in (settings.database_url, settings.redis_url):
+        password = urlsplit(url.get_secret_value()).password if url is not None else None
+        found |= {password, unquote(password)} if password else set()
+    return frozenset(secret for secret in found if len(secret) >= SHORTEST_SECRET)
 
 
 def describe_errors(error: ValidationError) -> list[str]:

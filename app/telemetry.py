@@ -75,6 +75,37 @@ relay_failures = Counter(
     ("step",),
     registry=registry,
 )
+ai_calls = Counter(
+    "eucora_ai_calls_total",
+    "Questions to the language model, by what became of them.",
+    ("provider", "outcome"),
+    registry=registry,
+)
+ai_tokens = Counter(
+    "eucora_ai_tokens_total",
+    "Tokens of questions and answers.",
+    ("provider", "direction"),
+    registry=registry,
+)
+ai_seconds = Histogram(
+    "eucora_ai_call_seconds",
+    "How long an answer of the language model took, to its end.",
+    ("provider",),
+    buckets=(0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 100),
+    registry=registry,
+)
+ai_denied = Counter(
+    "eucora_ai_denied_total",
+    "What the language model asked for and did not get.",
+    ("reason",),
+    registry=registry,
+)
+ai_actions = Counter(
+    "eucora_ai_actions_total",
+    "Approved actions of the assistant's proposals, by what became of them.",
+    ("action", "outcome"),
+    registry=registry,
+)
 wake_ups = Counter("eucora_wake_ups_total", "Due operations pushed to the queues.", registry=registry)
 
 

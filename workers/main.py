@@ -21,6 +21,8 @@ from app.domain.operations import KINDS, Kind, OperationKind, Queue
 from app.runtime import database_time, open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
 from workers import (
+    ai_tasks,
+    conversations,
     deployments,
     effects,
     housekeeping,
@@ -55,6 +57,8 @@ JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(
         OperationKind.SETTLE_EFFECT: effects.settle_effect,
         OperationKind.CHECKPOINT_HISTORY: housekeeping.checkpoint_history,
         OperationKind.APPLY_RETENTION: housekeeping.apply_retention,
+        OperationKind.PROCESS_AI_CONVERSATION: conversations.process_ai_conversation,
+        OperationKind.EXECUTE_AI_TASK: ai_tasks.execute_ai_task,
     }
 )
 
@@ -138,16 +142,19 @@ async def end(*tasks: asyncio.Task[None]) -> None:
 
 
 def queue_loops(runner: Runner) -> list[QueueLoop]:
-    """One per queue that has a job. Rollbacks have slots of their own, so that nothing can starve them."""
+    """One per queue that has a job.
+
+    Rollbacks have slots of their own, so that nothing can starve them; so has the assistant, so that a
+    language model that hangs keeps no rollout waiting.
+    """
     limits = runner.runtime.settings.worker
-    shared, own = Slots(limits.max_jobs), Slots(limits.rollback_jobs)
+    shared = Slots(limits.max_jobs)
+    own = {Queue.ROLLBACK: Slots(limits.rollback_jobs), Queue.AI: Slots(limits.ai_jobs)}
     queues: dict[Queue, list[OperationKind]] = {}
     for kind in runner.jobs:
         queues.setdefault(KINDS[kind].queue, []).append(kind)
     return [
-        QueueLoop(
-            partial(queue_worker, runner, limits, queue, kinds, own if queue is Queue.ROLLBACK else shared)
-        )
+        QueueLoop(partial(queue_worker, runner, limits, queue, kinds, own.get(queue, shared)))
         for queue, kinds in queues.items()
     ]
 

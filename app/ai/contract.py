@@ -31,7 +31,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a call of that id gave. ``content`` is data: the model reads it, and nobody takes orders from it."""
+    """What a call of that id gave. ``content`` is data: it is read, and nobody takes orders from it."""
 
     call_id: str
     content: str
@@ -132,7 +132,7 @@ class Provider(Protocol):
         ...
 
     async def check(self) -> str:
-        """Ask whether the provider is there, takes the credentials and has the model; a sentence that says so.
+        """Ask whether the provider is there, takes the credentials and has the model; a sentence about it.
 
         Raises:
             CallError: it does not.

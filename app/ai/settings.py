@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operator sets under ``EUCORA_AI__…``."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 ADDRESS = r"^https?://[^\s?#]+$"
@@ -41,10 +51,52 @@ class AiSettings(BaseModel):
     def key_where_it_is_needed(self) -> "AiSettings":
         """The vendors' own addresses take nobody without a key; other servers may."""
         if not self.base_url and self.api_key is None:
-            raise PydanticCustomError("not_enough", "set API_KEY, or the BASE_URL of a server that needs none")
+            raise PydanticCustomError(
+                "not_enough", "set API_KEY, or the BASE_URL of a server that needs none"
+            )
         return self
 
     @property
     def url(self) -> str:
         """Where the provider is, without a slash at its end."""
         return (self.base_url or DEFAULT_URLS[self.provider]).rstrip("/")
+
+
+WHAT_TO_SET = (
+    "set EUCORA_AI__PROVIDER (openai or anthropic) and EUCORA_AI__MODEL,"
+    " with EUCORA_AI__API_KEY, or EUCORA_AI__BASE_URL of a server that needs no key"
+)
+
+
+class BadAiSettings(ValueError):
+    """What is set is no way to a language model; the text names each variable."""
+
+
+def parse(given: Mapping[str, SecretStr | str]) -> AiSettings | None:
+    """The settings, None if there are none.
+
+    Raises:
+        BadAiSettings: some are missing, unknown or wrong.
+    """
+    plain = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in given.items()
+    }
+    try:
+        return AiSettings.model_validate(plain) if plain else None
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False)
+        wrong = [f"EUCORA_AI__{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in found]
+        raise BadAiSettings(
+            "; ".join(line.replace("EUCORA_AI__: ", "EUCORA_AI: ") for line in wrong)
+        ) from None
+
+
+def sandbox_settings(sandbox_url: str) -> AiSettings:
+    """Those of the sandbox's scripted model, with its demo credentials."""
+    return AiSettings(
+        provider="openai",
+        model="sandbox-scripted",
+        base_url=f"{sandbox_url.rstrip('/')}/openai/v1",
+        api_key=SecretStr("sandbox-secret"),
+    )

@@ -13,7 +13,7 @@ from app.api.dependencies import OrderDep, SessionDep
 from app.api.paging import CursorKey, Newest, Page, PageDep
 from app.api.routing import Route, requires
 from app.api.schema import (
-    DIGEST_FORM,
+    Digest,
     Given,
     Instant,
     Label,
@@ -38,7 +38,6 @@ OF_DEPLOYMENT = (
     *("correlation_id", "app_name", "app_version", "planes", "target_ring"),
     *("risk_score", "privileged"),
 )
-Digest = Annotated[str, Field(min_length=64, max_length=64, pattern=DIGEST_FORM)]
 
 
 class ExceptionRead(Shown):

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from app import security, telemetry
 from app.api.cache import Recent
 from app.api.schema import Command
-from app.api.streams import EventStreams
+from app.api.streams import EventStreams, Feed, Place
 from app.api.submissions import Submissions
 from app.connectors.contract import Plane
 from app.domain import accounts, idempotency, targets
@@ -37,13 +37,27 @@ class Service:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.streams = EventStreams(runtime)
+        self._streams: dict[Feed[Any], EventStreams[Any]] = {}
         self.submissions = Submissions(runtime)
         self.manifests = {plane: connector.manifest for plane, connector in runtime.connectors.items()}
         self.actors: Recent[bytes, Actor] = Recent(self._read_actor)
         self.targets: Recent[None, Targets] = Recent(self._read_targets)
         secret = runtime.settings.bootstrap_token
         self._bootstrap = security.hash_token(secret.get_secret_value()) if secret else None
+
+    def streams(self, feed: Feed[Place]) -> EventStreams[Place]:
+        """The open streams that are fed so."""
+        return self._streams.setdefault(feed, EventStreams(self.runtime, feed))
+
+    def end_streams(self) -> None:
+        """End every open stream: its client resumes elsewhere."""
+        for streams in self._streams.values():
+            streams.end()
+
+    async def close_streams(self) -> None:
+        """End every stream and stop reading."""
+        for streams in self._streams.values():
+            await streams.close()
 
     async def _read_actor(self, token_hash: bytes) -> Actor | None:
         if security.same_token(token_hash, self._bootstrap):

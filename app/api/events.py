@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The history of a deployment, as a list or live."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from pydantic import Field
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from app.api.dependencies import ServiceDep, SessionDep
@@ -14,22 +16,21 @@ from app.api.deployments import DeploymentId
 from app.api.paging import CursorKey, Page, PageDep
 from app.api.routing import Route, requires
 from app.api.schema import MAX_COUNT, Label, Object, Shown, as_json
-from app.api.streams import EventStream
+from app.api.streams import BATCH, STREAM, EventStream, Watched, Watcher, message
 from app.domain import deployments, events
 from app.models import Event
 from app.security import Permission
 
 router = APIRouter(prefix="/deployments/{deployment_id}/events", tags=["deployments"], route_class=Route)
 
-Sequence = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-BY_SEQUENCE: CursorKey[int] = CursorKey(Sequence)
-STREAM = "text/event-stream"
+Number = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+BY_SEQUENCE: CursorKey[int] = CursorKey(Number)
 
 
 class EventRead(Shown):
     """One change: what was ``before`` and is ``after`` it, as far as it changed."""
 
-    sequence: Sequence
+    sequence: Number
     type: Label
     actor: Label
     at: datetime
@@ -75,7 +76,7 @@ async def list_events(
     await deployments.exists(session, deployment_id)
     if wants_stream(accept):
         begin = after if last_event_id is None else last_event_id
-        return EventStream(service.streams, deployment_id, begin, render)
+        return EventStream(service.streams(feed), deployment_id, begin)
     begin = max(after, BY_SEQUENCE.decode(page) or 0)
     rows = await events.page(session, deployment_id, after=begin, limit=page.limit + 1)
     items = [EventRead.model_validate(row) for row in rows[: page.limit]]
@@ -100,6 +101,28 @@ def _quality(parameter: str) -> float:
         return 0.0
 
 
-def render(event: Event) -> bytes:
+async def feed(session: AsyncSession, watched: Watched[int]) -> None:
+    """Offer every watcher the events after those it has; a history that goes on no more ends it."""
+    newest = await events.newest(session, list(watched))
+    for deployment_id, watchers in watched.items():
+        known = newest.get(deployment_id)
+        after = min(watcher.after for watcher in watchers)
+        found: Sequence[Event] = ()
+        if known is not None and known.sequence > after:
+            found = await events.page(session, deployment_id, after=after, limit=BATCH)
+        told = [(event.sequence, rendered(event)) for event in found]
+        for watcher in watchers:
+            _offer(watcher, told)
+            if known is None or (known.final and watcher.after >= known.sequence):
+                watcher.end()
+
+
+def _offer(watcher: Watcher[int], told: Sequence[tuple[int, bytes]]) -> None:
+    for sequence, body in told:
+        if sequence > watcher.after and not watcher.offer(body, sequence):
+            return
+
+
+def rendered(event: Event) -> bytes:
     """An event as it stands in a stream: one line of JSON."""
-    return EventRead.model_validate(event).model_dump_json().encode()
+    return message(str(event.sequence), EventRead.model_validate(event).model_dump_json().encode())

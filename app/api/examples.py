@@ -4,6 +4,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from app.api.assistant_examples import ASSISTANT
+
 ID = "0199c0de-5d7c-7e11-a7a5-0f6d3f1c2b01"
 OPERATION = "0199c0de-5d7c-7e11-a7a5-0f6d3f1c2b02"
 CORRELATION = "0199c0de-5d7c-7e11-a7a5-0f6d3f1c2b03"
@@ -238,6 +240,7 @@ FREEZE: dict[str, Any] = {
 SPAN = {"days": ["monday", "tuesday"], "start": "22:00", "end": "04:00"}
 WINDOW: dict[str, Any] = {"timezone": "Europe/Berlin", "spans": [SPAN]}
 EXAMPLES: Mapping[str, dict[str, Any]] = {
+    **ASSISTANT,
     "ApprovalRead": APPROVAL,
     "Decision": {"reason": APPROVAL["reason"], "exception": EXCEPTION, "digest": DIGEST},
     "Rejection": {"reason": "The vendor withdrew it."},

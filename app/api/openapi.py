@@ -16,6 +16,7 @@ TAGS: list[dict[str, Any]] = [
     {"name": "targets", "description": "Which devices a ring means on a plane."},
     {"name": "planes", "description": "The device managers."},
     {"name": "breakers", "description": "What keeps callers away from services that fail."},
+    {"name": "ai", "description": "The assistant: it explains and proposes; only people decide."},
     {"name": "health", "description": "Whether this process can do its work."},
 ]
 
@@ -68,7 +69,7 @@ def _finish_response(
             kind["schema"] = {"type": "string", "maxLength": 10_000_000}
     if status == "401":
         headers["WWW-Authenticate"] = CHALLENGE
-    if status == "503" and "application/problem+json" in content:
+    if status in {"429", "503"} and "application/problem+json" in content:
         headers["Retry-After"] = RETRY_AFTER
     if status.startswith("2"):
         _finish_success(operation, method, headers, content, schemas)

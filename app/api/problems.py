@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from app import errors, telemetry
 from app.api.words import place, words
-from app.errors import ControlPlaneError, FieldError, Invalid, Unavailable
+from app.errors import AiLimitReached, ControlPlaneError, FieldError, Invalid, Unavailable
 from app.resilience.classify import DATABASE, classify
 from app.resilience.errors import CallError, DatabaseConflict, Deferral, FleetUnreachable, TransientError
 
@@ -41,6 +41,7 @@ STATUSES: Mapping[type[ControlPlaneError], HTTPStatus] = {
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.AiLimitReached: HTTPStatus.TOO_MANY_REQUESTS,
     ControlPlaneError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 CODES: Mapping[int, str] = {
@@ -107,7 +108,7 @@ async def domain_problem(request: Request, error: ControlPlaneError) -> Response
     headers: dict[str, str] = {}
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="eucora"'
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | AiLimitReached):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     wrong = error.errors if isinstance(error, Invalid) else ()
     return problem(request.scope, status, error.detail, code=error.code, errors=wrong, headers=headers)

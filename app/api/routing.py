@@ -117,6 +117,8 @@ class Route(APIRoute):
             found |= {HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
         if self.methods == {"POST"}:
             found |= {HTTPStatus.CONFLICT}
+        if self.rules.permission is Permission.AI_ASK:
+            found |= {HTTPStatus.TOO_MANY_REQUESTS}
         if "If-Match" in self.parameters(params.Header):
             found |= {HTTPStatus.PRECONDITION_FAILED}
         return sorted(found)

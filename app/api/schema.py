@@ -43,6 +43,7 @@ Instant = Annotated[
 # No control characters, and no blanks around: two names that look the same are the same.
 NAME_FORM = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
 REASON_FORM = r"^[^\x00]+$"
+CONTENT_FORM = r"^[^\x00]*[^\x00\s][^\x00]*$"
 DIGEST_FORM = r"^[0-9a-f]{64}$"
 HOUR_FORM = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NAME_FORM)]
@@ -52,6 +53,7 @@ Rate = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True)]
 ResourceVersion = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 """Rises with status, flags or plan; also the ``ETag``."""
+Digest = Annotated[str, Field(min_length=64, max_length=64, pattern=DIGEST_FORM)]
 Label = Annotated[str, Field(max_length=200)]
 Message = Annotated[str, Field(max_length=4000)]
 Object = Annotated[dict[str, Any], Field(max_length=1000)]

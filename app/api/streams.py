@@ -1,47 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histories as they are written: one poll per process feeds every open event stream."""
+"""What is written down, told live as server-sent events: one poll per process feeds all streams of a kind."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Generic, TypeVar
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app import telemetry
 from app.api.problems import passing
-from app.domain import events
-from app.domain.events import Newest
-from app.models import Event
 from app.runtime import Runtime
 
 log = telemetry.logger(__name__)
 
-Render = Callable[[Event], bytes]
+Place = TypeVar("Place")
 HEAD_ONLY = "eucora.head_only"
 """In the scope of a request whose client wants no body: one that never ends must not begin."""
 INTERVAL = 0.25
 HEARTBEAT = 15.0
 BATCH = 500
+STREAM = "text/event-stream"
 
 
-class Watcher:
-    """One open stream: the events not sent yet, and how far it was fed. None in the queue is the end."""
+class Watcher(Generic[Place]):
+    """One open stream: the messages not sent yet, and the place up to which it was fed. None ends it."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: Place) -> None:
         self.after = after
-        self.queue: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=2 * BATCH)
+        self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=2 * BATCH)
 
-    def feed(self, found: Sequence[Event], newest: Newest | None) -> None:
-        """Take what is new as far as there is room; the next poll brings the rest."""
-        for event in found:
-            if event.sequence > self.after and not self.queue.full():
-                self.queue.put_nowait(event)
-                self.after = event.sequence
-        if newest is None or (newest.final and self.after >= newest.sequence):
-            self.end()
+    def offer(self, message: bytes, place: Place) -> bool:
+        """Take one more message, which leads to ``place``; False: no room, the next poll brings it."""
+        if self.queue.full():
+            return False
+        self.queue.put_nowait(message)
+        self.after = place
+        return True
 
     def end(self) -> None:
         """Nothing more comes."""
@@ -49,29 +48,43 @@ class Watcher:
             self.queue.put_nowait(None)
 
 
-class EventStreams:
+Watched = Mapping[UUID, Collection[Watcher[Place]]]
+Feed = Callable[[AsyncSession, Watched[Place]], Awaitable[None]]
+"""Reads what is new of all that is watched, and offers it to the watchers."""
+
+
+def message(place: str, body: bytes) -> bytes:
+    """One event as it stands in a stream.
+
+    No event name: a browser hands only unnamed messages to ``onmessage``; the type is in the body.
+    """
+    return b"id: %s\ndata: %s\n\n" % (place.encode("ascii"), body)
+
+
+class EventStreams(Generic[Place]):
     """The open streams of this process. While there are any, one task reads for all of them."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, feed: Feed[Place]) -> None:
         self._runtime = runtime
-        self._watchers: defaultdict[UUID, set[Watcher]] = defaultdict(set)
+        self._feed = feed
+        self._watchers: defaultdict[UUID, set[Watcher[Place]]] = defaultdict(set)
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
-    def watching(self, deployment_id: UUID, after: int) -> Iterator[Watcher]:
-        """A watcher that is fed with the deployment's events after that sequence until the block is left."""
+    def watching(self, subject_id: UUID, after: Place) -> Iterator[Watcher[Place]]:
+        """A watcher that is fed with what comes after that place until the block is left."""
         watcher = Watcher(after)
-        self._watchers[deployment_id].add(watcher)
+        self._watchers[subject_id].add(watcher)
         self._wanted.set()
         if self._task is None:
             self._task = asyncio.create_task(self._poll(), name="event streams")
         try:
             yield watcher
         finally:
-            self._watchers[deployment_id].discard(watcher)
-            if not self._watchers[deployment_id]:
-                del self._watchers[deployment_id]
+            self._watchers[subject_id].discard(watcher)
+            if not self._watchers[subject_id]:
+                del self._watchers[subject_id]
 
     def end(self) -> None:
         """End every open stream: its client resumes elsewhere."""
@@ -86,7 +99,7 @@ class EventStreams:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def _all(self) -> list[Watcher]:
+    def _all(self) -> list[Watcher[Place]]:
         return [watcher for watchers in self._watchers.values() for watcher in watchers]
 
     async def _poll(self) -> None:
@@ -95,7 +108,8 @@ class EventStreams:
                 await asyncio.wait_for(self._wanted.wait(), INTERVAL if self._watchers else None)
             self._wanted.clear()
             try:
-                await self._feed()
+                async with self._runtime.transaction() as session:
+                    await self._feed(session, {key: list(each) for key, each in self._watchers.items()})
             except Exception as error:
                 # The streams outlive a database that is away for a while; whatever else it is ends them.
                 log.exception("event_streams_failed")
@@ -103,32 +117,17 @@ class EventStreams:
                     for watcher in self._all():
                         watcher.end()
 
-    async def _feed(self) -> None:
-        async with self._runtime.transaction() as session:
-            newest = await events.newest(session, list(self._watchers))
-            for deployment_id, watchers in list(self._watchers.items()):
-                known = newest.get(deployment_id)
-                after = min(watcher.after for watcher in watchers)
-                found: Sequence[Event] = ()
-                if known is not None and known.sequence > after:
-                    found = await events.page(session, deployment_id, after=after, limit=BATCH)
-                for watcher in watchers:
-                    watcher.feed(found, known)
 
+class EventStream(StreamingResponse, Generic[Place]):
+    """Server-sent events of one subject; the id of each is its place, so that a client may resume."""
 
-class EventStream(StreamingResponse):
-    """Server-sent events of one deployment; the id of each is its sequence, so that a client may resume."""
-
-    def __init__(self, streams: EventStreams, deployment_id: UUID, after: int, render: Render) -> None:
-        super().__init__(
-            self._messages(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
-        )
-        self._watching = streams.watching(deployment_id, after)
-        self._render = render
-        self._watcher: Watcher | None = None
+    def __init__(self, streams: EventStreams[Place], subject_id: UUID, after: Place) -> None:
+        super().__init__(self._messages(), media_type=STREAM, headers={"X-Accel-Buffering": "no"})
+        self._watching = streams.watching(subject_id, after)
+        self._watcher: Watcher[Place] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the history ends or the client goes."""
+        """Send until there is nothing more to come or the client goes."""
         if HEAD_ONLY in scope:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await send({"type": "http.response.body"})
@@ -141,11 +140,10 @@ class EventStream(StreamingResponse):
         while True:
             try:
                 async with asyncio.timeout(HEARTBEAT):
-                    event = await self._watcher.queue.get()
+                    told = await self._watcher.queue.get()
             except TimeoutError:
                 yield b": still here\n\n"
                 continue
-            if event is None:
+            if told is None:
                 return
-            # No event name: a browser hands only unnamed messages to ``onmessage``; the type is in the data.
-            yield b"id: %d\ndata: %s\n\n" % (event.sequence, self._render(event))
+            yield told

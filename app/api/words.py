@@ -11,6 +11,7 @@ from app.connectors import packages
 RULES: Mapping[str, str] = {
     schema.NAME_FORM: "must have no blank at either end and no control characters",
     schema.REASON_FORM: "must not contain NUL",
+    schema.CONTENT_FORM: "must say something, and must not contain NUL",
     schema.DIGEST_FORM: "must be 64 hexadecimal digits in lower case",
     schema.HOUR_FORM: "must be an hour of the day, as 22:00",
     packages.TEXT_FORM: "must have no control characters",

@@ -39,6 +39,19 @@ async def authenticate(
     return None if row is None else Actor(row.id, row.name, row.role)
 
 
+async def current(session: AsyncSession, actor_id: UUID, now: datetime) -> Actor | None:
+    """The bearer of a token by its id, as of now; None if it expired or was revoked meanwhile."""
+    if actor_id == BOOTSTRAP.id:
+        return BOOTSTRAP
+    query = select(ApiToken.id, ApiToken.name, ApiToken.role).where(
+        ApiToken.id == actor_id,
+        ApiToken.revoked_at.is_(None),
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > now),
+    )
+    row = (await session.execute(query)).one_or_none()
+    return None if row is None else Actor(row.id, row.name, row.role)
+
+
 async def create_token(
     session: AsyncSession, *, name: str, role: Role, expires_at: datetime | None = None
 ) -> tuple[ApiToken, str]:

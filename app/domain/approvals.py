@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to the change advisory board: what one is about, how it is made, found and settled."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +10,7 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from app.domain import events, rollout
+from app.domain import digests, events, rollout
 from app.domain.events import SYSTEM
 from app.domain.facts import Decision, Facts
 from app.errors import NotFound
@@ -34,19 +32,7 @@ def digest_of(app: str, version: str, packages: Mapping[str, Any], target_ring: 
     ``packages`` are JSON by plane. The same content has the same digest, also after it was stored.
     """
     content = {"app": app, "version": version, "packages": dict(packages), "target_ring": target_ring.value}
-    canonical = json.dumps(
-        _plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """The database returns 1e22 as a whole number: a number that is whole is written as one."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+    return digests.digest(content)
 
 
 async def planes_of(session: AsyncSession, deployment_id: UUID) -> Sequence[DeploymentPlane]:

@@ -12,14 +12,16 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from app.domain import drift, effects, operations, rollout
+from app.domain import ai_tasks, conversations, drift, effects, operations, rollout
 from app.models import (
+    AiTaskStatus,
     ApprovalStatus,
     DeploymentStatus,
     DeviceState,
     DriftStatus,
     EffectState,
     LaneStatus,
+    MessageStatus,
     OperationStatus,
 )
 
@@ -67,6 +69,8 @@ class Machine:
 
 
 _D, _L, _O, _E, _V = DeploymentStatus, LaneStatus, OperationStatus, EffectState, DeviceState
+_S, _T = MessageStatus, AiTaskStatus
+_CONVERSES, _WORKS = "process_ai_conversation", "execute_ai_task"
 _CHANGE = "its last change, `start_at`, or the end of a freeze"
 _MONTH = "30 days (`EUCORA_HOUSEKEEPING__ABANDONED_AFTER`)"
 _WORK = "its operation ended"
@@ -180,6 +184,34 @@ MACHINES: tuple[Machine, ...] = (
                 DriftStatus.OPEN, "reconcile, repair_lane", "it was believed", "7 days", DriftStatus.ESCALATED
             ),
             Limit(DriftStatus.ESCALATED, "publisher", "it was escalated", "30 days", DriftStatus.RESOLVED),
+        ),
+    ),
+    Machine(
+        "message",
+        conversations.MOVES,
+        frozenset({_S.COMPLETE, _S.INCOMPLETE}),
+        (
+            Limit(_S.PENDING, _CONVERSES, _WORK, "10 minutes", _S.INCOMPLETE),
+            Limit(_S.ANSWERING, _CONVERSES, _WORK, "10 minutes", _S.COMPLETE, _S.INCOMPLETE),
+        ),
+    ),
+    Machine(
+        "ai_task",
+        ai_tasks.MOVES,
+        ai_tasks.FINISHED,
+        (
+            Limit(_T.PENDING, _WORKS, _WORK, "10 minutes", _T.FAILED),
+            Limit(_T.RUNNING, _WORKS, _WORK, "10 minutes", _T.FAILED),
+            Limit(_T.REVISION_REQUESTED, _WORKS, _WORK, "10 minutes", _T.FAILED),
+            Limit(
+                _T.AWAITING_APPROVAL,
+                "approver",
+                "it was proposed",
+                "4 h, 12 h or 7 d by its kind",
+                _T.EXPIRED,
+            ),
+            Limit(_T.APPROVED, _WORKS, _WORK, "10 minutes", _T.FAILED, _T.EXPIRED),
+            Limit(_T.EXECUTING, _WORKS, _WORK, "10 minutes", _T.FAILED, _T.EXPIRED),
         ),
     ),
 )

@@ -5,7 +5,7 @@ Any number of relays may do all of this at once: rows in another's hands are ski
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -183,7 +183,9 @@ async def give_up(session: AsyncSession, operation_id: UUID, *, ended: Ended) ->
 def _reason(operation: Operation) -> Failure:
     if operation.status is OperationStatus.RUNNING:
         return WORKER_LOST
-    if operation.deferrals == 0 or operation.error is None:
+    if operation.error is None:
         return OUT_OF_TIME
-    last = operation.error
-    return unavailable(Failure(last["class"], last["code"], last["message"], last["service"]))
+    if operation.deferrals == 0:
+        last = Failure.from_json(operation.error)
+        return replace(OUT_OF_TIME, message=f"{OUT_OF_TIME.message}: {last.message}", service=last.service)
+    return unavailable(Failure.from_json(operation.error))

@@ -57,6 +57,8 @@ class OperationKind(StrEnum):
     SETTLE_EFFECT = "settle_effect"
     CHECKPOINT_HISTORY = "checkpoint_history"
     APPLY_RETENTION = "apply_retention"
+    PROCESS_AI_CONVERSATION = "process_ai_conversation"
+    EXECUTE_AI_TASK = "execute_ai_task"
 
 
 class Queue(StrEnum):
@@ -85,24 +87,21 @@ class Kind:
 _LONG, _LONG_SOFT = timedelta(seconds=300), timedelta(seconds=270)
 
 
+def _long(queue: Queue, deadline: timedelta | None = None) -> Kind:
+    return Kind(queue=queue, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=deadline)
+
+
 def _repeated() -> Kind:
-    """Of what is asked again soon, whatever became of it."""
-    return Kind(queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=1))
+    return _long(Queue.DEFAULT, timedelta(hours=1))
 
 
 KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
     {
-        OperationKind.DEPLOY_TO_CONNECTOR: Kind(
-            queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
-        ),
-        OperationKind.EXECUTE_ROLLBACK: Kind(queue=Queue.ROLLBACK, hard_limit=_LONG, soft_limit=_LONG_SOFT),
-        OperationKind.MEASURE_RING: Kind(queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT),
-        OperationKind.RETRY_DEVICES: Kind(
-            queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
-        ),
-        OperationKind.WITHDRAW_LANE: Kind(
-            queue=Queue.ROLLBACK, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(days=7)
-        ),
+        OperationKind.DEPLOY_TO_CONNECTOR: _long(Queue.DEPLOY, timedelta(hours=24)),
+        OperationKind.EXECUTE_ROLLBACK: _long(Queue.ROLLBACK),
+        OperationKind.MEASURE_RING: _long(Queue.DEFAULT),
+        OperationKind.RETRY_DEVICES: _long(Queue.DEPLOY, timedelta(hours=24)),
+        OperationKind.WITHDRAW_LANE: _long(Queue.ROLLBACK, timedelta(days=7)),
         OperationKind.CHECK_PLANE: Kind(
             queue=Queue.DEFAULT,
             hard_limit=timedelta(seconds=60),
@@ -111,18 +110,23 @@ KINDS: Mapping[OperationKind, Kind] = MappingProxyType(
         ),
         OperationKind.COUNT_TARGET: _repeated(),
         OperationKind.RECONCILE: _repeated(),
-        OperationKind.REPAIR_LANE: Kind(
-            queue=Queue.DEPLOY, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(hours=24)
-        ),
-        OperationKind.SETTLE_EFFECT: Kind(
-            queue=Queue.DEFAULT, hard_limit=_LONG, soft_limit=_LONG_SOFT, deadline=timedelta(days=7)
-        ),
+        OperationKind.REPAIR_LANE: _long(Queue.DEPLOY, timedelta(hours=24)),
+        OperationKind.SETTLE_EFFECT: _long(Queue.DEFAULT, timedelta(days=7)),
         OperationKind.CHECKPOINT_HISTORY: _repeated(),
         OperationKind.APPLY_RETENTION: _repeated(),
+        OperationKind.PROCESS_AI_CONVERSATION: Kind(
+            queue=Queue.AI,
+            hard_limit=timedelta(seconds=120),
+            soft_limit=timedelta(seconds=100),
+            deadline=timedelta(hours=1),
+        ),
+        OperationKind.EXECUTE_AI_TASK: _long(Queue.AI, timedelta(hours=1)),
     }
 )
 
 
+NO_PLANES = frozenset({"external_api", "ai_provider"})
+"""Services that work may wait for and that are no planes."""
 TOUCHING = (
     OperationKind.DEPLOY_TO_CONNECTOR,
     OperationKind.RETRY_DEVICES,
@@ -153,6 +157,11 @@ class Failure:
         """As it stands in ``operations.error``. PostgreSQL refuses NUL in text."""
         message = self.message.replace("\x00", "")[:2000]
         return {"class": self.error_class, "code": self.code, "message": message, "service": self.service}
+
+    @classmethod
+    def from_json(cls, stored: Json) -> "Failure":
+        """As it was stored."""
+        return cls(stored["class"], stored["code"], stored["message"], stored["service"])
 
 
 def after(delay: timedelta) -> ColumnElement[datetime]:
@@ -276,7 +285,7 @@ async def past_deadline(session: AsyncSession, operation: Operation) -> bool:
 def unavailable(failure: Failure) -> Failure:
     """What a deferral becomes when the deadline passes: ``plane_unavailable``, or its own code elsewhere."""
     message = f"the deadline passed while waiting: {failure.message}"
-    code = failure.code if failure.service == "external_api" else "plane_unavailable"
+    code = failure.code if failure.service in NO_PLANES else "plane_unavailable"
     return Failure(failure.error_class, code, message, failure.service)
 
 

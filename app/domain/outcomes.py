@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of a deployment when an operation of its ends without success, or is taken up again."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import deployments, effects, lanes, operations, promotion, rollback, rollout, withdrawal
+from app.domain import (
+    ai_tasks,
+    conversations,
+    deployments,
+    effects,
+    lanes,
+    operations,
+    promotion,
+    rollback,
+    rollout,
+    withdrawal,
+)
 from app.domain.facts import Code
 from app.domain.operations import Failure, OperationKind
 from app.errors import IllegalTransition
@@ -22,14 +36,42 @@ LATE = Failure("transient", "no_verdict", "no verdict came in time")
 """Why a measurement ends that had all its time. Taken up again, it gets as much once more."""
 
 
+async def _effect_ended(session: AsyncSession, operation: Operation, *, now: datetime) -> None:
+    await effects.never_known(session, UUID(operation.subject_id), now=now)
+
+
+class Follow(Protocol):
+    """What follows for the subject of an operation of some kind."""
+
+    async def __call__(self, session: AsyncSession, operation: Operation, *, now: datetime) -> None:
+        """In the same transaction; the operation is locked."""
+        ...
+
+
+ENDED: Mapping[OperationKind, Follow] = MappingProxyType(
+    {
+        OperationKind.SETTLE_EFFECT: _effect_ended,
+        OperationKind.PROCESS_AI_CONVERSATION: conversations.work_ended,
+        OperationKind.EXECUTE_AI_TASK: ai_tasks.work_ended,
+    }
+)
+REVIVED: Mapping[OperationKind, Follow] = MappingProxyType(
+    {
+        OperationKind.PROCESS_AI_CONVERSATION: conversations.work_revived,
+        OperationKind.EXECUTE_AI_TASK: ai_tasks.work_revived,
+    }
+)
+
+
 async def operation_ended(session: AsyncSession, operation: Operation) -> None:
     """Settle the lane of a FAILED or CANCELLED operation, in the same transaction. Locks the deployment."""
-    if operation.kind == OperationKind.SETTLE_EFFECT.value:
-        await effects.never_known(session, UUID(operation.subject_id), now=await database_now(session))
+    kind = OperationKind(operation.kind)
+    if (follow := ENDED.get(kind)) is not None:
+        await follow(session, operation, now=await database_now(session))
     if operation.subject_type != "lane":
         return
     deployment, lane = await lanes.lock_lane(session, UUID(operation.subject_id))
-    if operation.kind == OperationKind.EXECUTE_ROLLBACK.value:
+    if kind is OperationKind.EXECUTE_ROLLBACK:
         await _rollback_ended(session, deployment, lane, operation)
     elif lane.status in PUSHED_OR_PUSHING and deployment.status is not DeploymentStatus.ROLLING_BACK:
         await _work_ended(session, deployment, lane, operation)
@@ -81,10 +123,12 @@ async def operation_revived(session: AsyncSession, operation: Operation) -> None
         IllegalTransition: the deployment is in a state from which it does not go on.
         ActiveDeploymentExists: another deployment of the application is active meanwhile.
     """
+    now, kind = await database_now(session), OperationKind(operation.kind)
+    if (follow := REVIVED.get(kind)) is not None:
+        await follow(session, operation, now=now)
     if operation.subject_type != "lane":
         return
     deployment, lane = await lanes.lock_lane(session, UUID(operation.subject_id))
-    now, kind = await database_now(session), OperationKind(operation.kind)
     if kind is OperationKind.EXECUTE_ROLLBACK:
         await _rollback_revived(session, deployment, lane, now=now)
     elif kind is OperationKind.WITHDRAW_LANE:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TypeVar
 
-from app.domain import deadlines, drift, effects, operations, rollout
+from app.domain import ai_tasks, conversations, deadlines, drift, effects, operations, rollout
 from app.domain.guards import LANE_GUARDS
 from app.domain.rollout import COMMANDS, HOLDS
 from app.models import DeploymentStatus
@@ -62,6 +62,8 @@ def document() -> str:
         drawing("Operations", operations.MOVES, next(iter(operations.MOVES))),
         drawing("Effects", effects.MOVES, next(iter(effects.MOVES))),
         drawing("Drift", drift.MOVES, next(iter(drift.MOVES))),
+        drawing("Messages of a conversation", conversations.MOVES, next(iter(conversations.MOVES))),
+        drawing("Tasks of the assistant", ai_tasks.MOVES, next(iter(ai_tasks.MOVES))),
         limits(),
     ]
     return "\n".join(parts)

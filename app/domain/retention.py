@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long what is kept: idempotency keys, finished work and device rows go, events never do.
+"""How long what is kept: keys, finished work, device rows and conversations go, events never do.
+
+Tasks of the assistant stay with the deployment they are about.
 
 A device's row goes once nothing can need it any more: its deployment was taken back, or a newer version has
 taken its place. As long as a deployment may still be rolled back, or compared with its plane, its rows stay.
@@ -56,11 +58,25 @@ OLD_DEVICES = text("""
     RETURNING 1
 """)
 
+OLD_CONVERSATIONS = text("""
+    DELETE FROM conversations WHERE id = ANY (ARRAY(
+        SELECT id FROM conversations WHERE updated_at < :before ORDER BY created_at LIMIT :limit))
+    RETURNING 1
+""")
+
+OLD_AI_CALLS = text("""
+    DELETE FROM ai_calls WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM ai_calls WHERE began_at < :before ORDER BY began_at LIMIT :limit))
+    RETURNING 1
+""")
+
 STATEMENTS: Mapping[str, tuple[TextClause, timedelta]] = MappingProxyType(
     {
         "idempotency_keys": (OLD_KEYS, KEYS),
         "operations": (OLD_OPERATIONS, WORK),
         "device_results": (OLD_DEVICES, WORK),
+        "conversations": (OLD_CONVERSATIONS, WORK),
+        "ai_calls": (OLD_AI_CALLS, WORK),
     }
 )
 """What is deleted, by what, and how old it must be."""

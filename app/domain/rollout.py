@@ -127,10 +127,11 @@ def check_approval_move(before: A, after: A) -> None:
     Raises:
         IllegalTransition: naming the state the request is in.
     """
-    _check("request", APPROVAL_MOVES, before, after)
+    check_move("request", APPROVAL_MOVES, before, after)
 
 
-def _check(noun: str, moves: Mapping[State, frozenset[State]], before: State, after: State) -> None:
+def check_move(noun: str, moves: Mapping[State, frozenset[State]], before: State, after: State) -> None:
+    """Refuse a move that is not in a table, saying what it is about and in which state it is."""
     if after not in moves[before]:
         raise IllegalTransition(
             f"the {noun} is {before.value} and cannot become {after.value}", status=before.value
@@ -143,7 +144,7 @@ def check_deployment_move(before: D, after: D) -> None:
     Raises:
         IllegalTransition: naming the state the deployment is in.
     """
-    _check("deployment", DEPLOYMENT_MOVES, before, after)
+    check_move("deployment", DEPLOYMENT_MOVES, before, after)
 
 
 def check_lane_move(before: L, after: L) -> None:
@@ -152,7 +153,7 @@ def check_lane_move(before: L, after: L) -> None:
     Raises:
         IllegalTransition: naming the state the lane is in.
     """
-    _check("lane", LANE_MOVES, before, after)
+    check_move("lane", LANE_MOVES, before, after)
 
 
 def rings_up_to(target: Ring) -> tuple[Ring, ...]:

@@ -16,6 +16,8 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import (
+    ai_tasks,
+    conversations,
     deployments,
     drift,
     effects,
@@ -30,6 +32,7 @@ from app.domain.events import SYSTEM
 from app.domain.facts import Code
 from app.domain.operations import Failure, OperationKind, Subject
 from app.models import (
+    AiTaskStatus,
     ApprovalStatus,
     Deployment,
     DeploymentStatus,
@@ -118,6 +121,25 @@ DRIFTS = """
         CAST(:now AS timestamptz)
             - CASE status WHEN 'SUSPECTED' THEN last_seen_at ELSE status_since END AS age
     FROM drifts WHERE status <> 'RESOLVED'
+"""
+SILENT = """
+    SELECT message.id, message.status::text AS state, CAST(:orphaned AS interval) AS after,
+        clock_timestamp() - coalesce(work.finished_at, message.status_since) AS age
+    FROM messages AS message LEFT JOIN operations AS work ON work.id = message.operation_id
+    WHERE message.status IN ('PENDING', 'ANSWERING')
+        AND (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
+"""
+FORSAKEN = """
+    SELECT task.id, task.status::text AS state, CAST(:orphaned AS interval) AS after,
+        clock_timestamp() - coalesce(work.finished_at, task.status_since) AS age
+    FROM ai_tasks AS task LEFT JOIN operations AS work ON work.id = task.operation_id
+    WHERE task.status IN ('PENDING', 'RUNNING', 'REVISION_REQUESTED', 'APPROVED', 'EXECUTING')
+        AND (work.id IS NULL OR work.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
+"""
+PROPOSALS = """
+    SELECT id, status::text AS state, expires_at - proposed_at AS after,
+        CAST(:now AS timestamptz) - proposed_at AS age
+    FROM ai_tasks WHERE status = 'AWAITING_APPROVAL'
 """
 REQUESTS = """
     SELECT id, status::text AS state, expires_at - created_at AS after,
@@ -334,7 +356,24 @@ async def close_drift(session: AsyncSession, drift_id: UUID, times: Times) -> No
         await drift.resolve(session, deployment, found, now=times.now, why=why)
 
 
+async def leave_unanswered(session: AsyncSession, message_id: UUID, times: Times) -> None:
+    """End an answer that nobody writes any more."""
+    await conversations.break_off(session, message_id, STUCK, now=times.now)
+
+
+async def fail_task(session: AsyncSession, task_id: UUID, times: Times) -> None:
+    """End a task that nobody works on any more."""
+    await ai_tasks.fail(session, task_id, STUCK, now=times.now)
+
+
+async def expire_proposal(session: AsyncSession, task_id: UUID, times: Times) -> None:
+    """Nobody has decided in time."""
+    await ai_tasks.expire(session, task_id, now=times.now)
+
+
 _D, _L, _E, _V, _O = DeploymentStatus, LaneStatus, EffectState, DriftStatus, OperationStatus
+_T = AiTaskStatus
+_WORKED_ON = (_T.PENDING, _T.RUNNING, _T.REVISION_REQUESTED, _T.APPROVED, _T.EXECUTING)
 _MOVING = (_L.PUSHING, _L.WAITING_PLANE, _L.MEASURING, _L.ROLLING_BACK)
 _ACTIVE = (_D.PENDING, _D.DEPLOYING, _D.AWAITING_CAB, _D.APPROVED)
 _UNRESOLVED = (_V.SUSPECTED, _V.OPEN, _V.ESCALATED)
@@ -348,6 +387,9 @@ WATCHES: tuple[Watch, ...] = (
     Watch("effect", (_E.PLANNED,), NEVER_SENT, lock_effect, reject_unsent),
     Watch("effect", (_E.SENT, _E.UNKNOWN), IN_DOUBT, lock_effect, ask_about),
     Watch("drift", _UNRESOLVED, DRIFTS, drift.lock, close_drift),
+    Watch("message", conversations.OPEN, SILENT, conversations.lock_of, leave_unanswered),
+    Watch("ai_task", _WORKED_ON, FORSAKEN, ai_tasks.lock_both, fail_task),
+    Watch("ai_task", (_T.AWAITING_APPROVAL,), PROPOSALS, ai_tasks.lock_both, expire_proposal),
     Watch("request", (ApprovalStatus.PENDING,), REQUESTS),
     Watch("operation", (_O.QUEUED, _O.WAITING), OPEN_WORK),
     Watch("operation", (_O.RUNNING,), LEASES),

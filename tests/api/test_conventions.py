@@ -33,7 +33,10 @@ from tests.api.conftest import (
 from tests.logs import captured_lines
 from tests.waiting import eventually
 
-IDS = ("deployment_id", "operation_id", "approval_id", "freeze_id", "drift_id")
+IDS = (
+    *("deployment_id", "operation_id", "approval_id", "freeze_id", "drift_id"),
+    *("conversation_id", "task_id"),
+)
 NO_DEPLOYMENT = "/deployments/0199c0de-0000-7000-8000-00000000dead"
 
 
@@ -397,13 +400,15 @@ def test_the_table_of_roles_is_the_published_one() -> None:
     new = {role: PERMISSIONS[role] - PERMISSIONS[Role.VIEWER] for role in Role}
 
     assert PERMISSIONS[Role.VIEWER] == {Permission.PUBLIC, Permission.READ}
-    assert new[Role.PACKAGER] == {Permission.DEPLOYMENT_CREATE}
+    assert new[Role.PACKAGER] == {Permission.DEPLOYMENT_CREATE, Permission.AI_ASK}
     assert new[Role.PUBLISHER] > new[Role.PACKAGER]
     assert Permission.GATE_OVERRIDE not in new[Role.PUBLISHER]
     assert Permission.APPROVAL_DECIDE not in new[Role.PUBLISHER]
+    assert Permission.AI_DECIDE not in new[Role.PUBLISHER]
     assert new[Role.APPROVER] == {
         Permission.DEPLOYMENT_PROMOTE,
         Permission.GATE_OVERRIDE,
         Permission.APPROVAL_DECIDE,
+        Permission.AI_DECIDE,
     }
     assert PERMISSIONS[Role.ADMIN] == set(Permission)

@@ -61,6 +61,17 @@ def test_every_route_declares_a_permission_a_tag_and_is_called_like_its_handler(
 
 def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
     assert {name: operation["operationId"] for name, operation in operations(document)} == {
+        "POST /api/v1/ai/conversations": "create_conversation",
+        "GET /api/v1/ai/conversations": "list_conversations",
+        "GET /api/v1/ai/conversations/{conversation_id}": "read_conversation",
+        "POST /api/v1/ai/conversations/{conversation_id}/messages": "create_message",
+        "GET /api/v1/ai/conversations/{conversation_id}/events": "list_conversation_events",
+        "POST /api/v1/ai/tasks": "create_ai_task",
+        "GET /api/v1/ai/tasks": "list_ai_tasks",
+        "GET /api/v1/ai/tasks/{task_id}": "read_ai_task",
+        "POST /api/v1/ai/tasks/{task_id}/approve": "approve_ai_task",
+        "POST /api/v1/ai/tasks/{task_id}/reject": "reject_ai_task",
+        "POST /api/v1/ai/tasks/{task_id}/request-revision": "revise_ai_task",
         "POST /api/v1/deployments": "create_deployment",
         "GET /api/v1/deployments": "list_deployments",
         "GET /api/v1/deployments/{deployment_id}": "read_deployment",

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job of a task's two halves: a proposal is made; once a person approved it, it is carried out."""
+
+import time
+from datetime import timedelta
+from uuid import UUID
+
+from app.ai import guardrails
+from app.ai.contract import Reply, StopReason, ToolCall, ToolResult, UserTurn
+from app.ai.prompts import load
+from app.ai.tools import SUBMIT, BadArguments, arguments_of
+from app.domain import ai_actions, ai_tasks, proposals
+from app.domain.ai_actions import Means
+from app.domain.ai_tasks import CARRY_OUT, Wanted
+from app.domain.proposals import Proposal, ProposalDenied
+from app.models import ActionOutcome
+from app.models.base import Json
+from workers.assistant import Over, Talk, assistant_of, denied
+from workers.context import Done, Job, Outcome
+
+TASK = load("task.v1")
+MOST_DENIALS = 3
+"""How often a proposal may be refused before the task fails."""
+REMINDER = UserTurn("Hand the proposal in with `submit_proposal`.")
+
+
+async def execute_ai_task(job: Job) -> Outcome:
+    """Make the proposal, or carry out what was approved. May be repeated: each action is done once."""
+    if job.claimed.args.get("half") == CARRY_OUT:
+        return await carry_out(job)
+    return await propose(job)
+
+
+async def propose(job: Job) -> Outcome:
+    """A text and typed actions, checked, laid before whoever decides."""
+    task_id = UUID(job.claimed.subject.id)
+    async with job.holding() as session:
+        wanted = await ai_tasks.begin_proposing(session, task_id, now=job.runtime.clock())
+    if wanted is None:
+        return Done()
+    model = assistant_of(job).provider.model
+    making = Making(job, wanted)
+    try:
+        proposal = await making.proposal()
+    except Over as over:
+        async with job.holding() as session:
+            await ai_tasks.fail(session, task_id, over.failure, now=job.runtime.clock())
+        return Done({"outcome": "failed", "code": over.failure.code})
+    async with job.holding() as session:
+        await ai_tasks.propose(session, task_id, proposal, model=model, now=job.runtime.clock())
+    return Done({"outcome": "proposed", "actions": len(proposal.actions)})
+
+
+class Making:
+    """A proposal that is being made."""
+
+    def __init__(self, job: Job, wanted: Wanted) -> None:
+        self._job = job
+        self._wanted = wanted
+        self._made: Proposal | None = None
+        self._denials = 0
+        self._talk = Talk(
+            job=job,
+            caller_id=wanted.author_id,
+            prompt=TASK,
+            turns=(UserTurn(order(wanted)),),
+            until=time.monotonic() + max(job.time_left(), timedelta(0)).total_seconds(),
+            steps=list(wanted.steps),
+            on_step=self._keep_step,
+            extra={SUBMIT.name: (SUBMIT, self._submit)},
+            finished=lambda: self._made is not None,
+        )
+
+    async def proposal(self) -> Proposal:
+        """One that may be decided about.
+
+        Raises:
+            Over: the model would not make one.
+            CallError: as ``Talk.answer``.
+        """
+        reply = await self._talk.answer()
+        if self._made is None and reply.stop is not StopReason.REFUSAL:
+            self._talk.turns = (*self._talk.turns, REMINDER)
+            reply = await self._talk.answer()
+        if self._made is None:
+            raise Over(*_why_none(reply))
+        return self._made
+
+    async def _submit(self, call: ToolCall) -> ToolResult:
+        redactor = self._job.runtime.assistant.redactor
+        try:
+            given = redactor.data(arguments_of(call))
+            self._made = proposals.check(self._wanted.kind, self._wanted.deployment_id, given)
+        except (BadArguments, ProposalDenied) as error:
+            self._denials += 1
+            if self._denials >= MOST_DENIALS:
+                raise Over("proposal_denied", str(error), error_class="policy_violation") from error
+            return denied(call, "proposal", str(error))
+        return guardrails.envelope(call.id, call.name, {"accepted": True})
+
+    async def _keep_step(self, steps: list[Json]) -> None:
+        async with self._job.holding() as session:
+            await ai_tasks.keep_step(session, self._wanted.task_id, steps)
+
+
+def _why_none(reply: Reply) -> tuple[str, str]:
+    if reply.stop is StopReason.REFUSAL:
+        return "refused", "the model declined to answer"
+    return "no_proposal", "the model did not hand in a proposal"
+
+
+def order(wanted: Wanted) -> str:
+    """What the model is asked for, in lines."""
+    rules = proposals.RULES[wanted.kind]
+    allowed = ", ".join(sorted(action.value for action in rules.actions)) or "none: a text only"
+    lines = [
+        f"task: {wanted.kind.value}",
+        f"deployment: {wanted.deployment_id}",
+        f"actions you may propose: {allowed}; at most {rules.most}",
+    ]
+    if wanted.instructions:
+        lines.append(f"instructions: {wanted.instructions}")
+    if wanted.note:
+        lines += [f"the proposal before: {wanted.before}", f"revision: {wanted.note}"]
+    return "\n".join(lines)
+
+
+async def carry_out(job: Job) -> Outcome:
+    """The approved actions, in order, each in a transaction of its own that looks at everything anew."""
+    task_id = UUID(job.claimed.subject.id)
+    async with job.holding() as session:
+        number = await ai_actions.begin(session, task_id, means_of(job))
+    for position in range(number or 0):
+        async with job.holding() as session:
+            outcome = await ai_actions.carry_out(session, task_id, position, means_of(job))
+        if outcome is not ActionOutcome.DONE:
+            return Done({"outcome": "refused", "position": position})
+    async with job.holding() as session:
+        task = await ai_actions.finish(session, task_id, means_of(job))
+    return Done({"outcome": task.status.value.lower()})
+
+
+def means_of(job: Job) -> Means:
+    """What actions need of this worker."""
+    runtime = job.runtime
+    manifests = {plane: connector.manifest for plane, connector in runtime.connectors.items()}
+    return Means(manifests=manifests, limits=runtime.limits, now=runtime.clock())
