@@ -11,6 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from app import admin
+from app.ai.catalogue import open_provider
+from app.ai.settings import WHAT_TO_SET
 from app.connectors.catalogue import open_planes
 from app.connectors.contract import Connector, Plane
 from app.connectors.services import Services
@@ -19,7 +21,9 @@ from app.domain.policies import load_policy
 from app.embedded import with_running_servers
 from app.errors import Invalid, Unavailable
 from app.redis import open_redis
+from app.resilience import Breakers
 from app.resilience.errors import CallError
+from app.runtime import ai_settings_of
 from app.settings import Settings, unknown_variables
 
 POSTGRES_MINIMUM = 14
@@ -57,7 +61,7 @@ async def check(settings: Settings) -> Findings:
     for finding in check_settings(settings):
         yield finding
     settings = with_running_servers(settings)
-    for part in (check_database, check_redis, check_planes):
+    for part in (check_database, check_redis, check_planes, check_model):
         async for finding in part(settings):
             yield finding
 
@@ -173,3 +177,22 @@ async def check_plane(plane: Plane, connector: Connector) -> Finding:
         remedy = f"are the EUCORA_PLANES__{plane.upper()}__… settings right, and is {connector.base_url} up?"
         return Finding(Level.FAIL, plane, f"{error.error_class}: {admin.reason(error)}", remedy)
     return Finding(Level.OK, plane, health.detail)
+
+
+async def check_model(settings: Settings) -> Findings:
+    """The language model answers, accepts the key, and is the one that is meant."""
+    remedy = "set it, or do without the assistant"
+    try:
+        given = ai_settings_of(settings)
+    except Invalid as error:
+        yield Finding(Level.FAIL, "assistant", error.detail, "correct it")
+        return
+    if given is None:
+        yield Finding(Level.WARN, "assistant", f"not configured: {WHAT_TO_SET}", remedy)
+        return
+    async with open_provider(given, Breakers()) as provider:
+        try:
+            yield Finding(Level.OK, "assistant", await provider.check())
+        except CallError as error:
+            remedy = f"are the EUCORA_AI__… settings right, and is {given.url} up?"
+            yield Finding(Level.FAIL, "assistant", f"{error.error_class}: {admin.reason(error)}", remedy)

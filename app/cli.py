@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from setproctitle import setproctitle
 
-from app import audit_command, deployments_command
+from app import assistant_command, audit_command, deployments_command
 from app.errors import ControlPlaneError
 from app.settings import Settings, describe_errors, unknown_variables
 from app.terminal import (
@@ -53,6 +53,7 @@ cli.add_typer(tokens, name="token")
 breakers = typer.Typer(help="What keeps callers away from services that fail.")
 cli.add_typer(breakers, name="breakers")
 deployments_command.register(cli)
+assistant_command.register(cli)
 audit_command.register(cli)
 
 
@@ -99,15 +100,20 @@ def demo(
     *,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
-    example: Annotated[str | None, typer.Option(metavar="NAME", help="One of examples/ instead.")] = None,
+    example: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of examples/ instead, or `ai`.")
+    ] = None,
 ) -> None:
     """Carry two example rollouts out over a sandbox fleet and show what happens."""
+    from app import assistant_demo, examples
     from app import demo as demonstration
-    from app import examples
 
     setproctitle("eucora demo")
-    if example not in {None, *examples.names()}:
-        fail(f"there is no example {example}; there are {', '.join(examples.names())}", code=2)
+    known = [assistant_demo.NAME, *examples.names()]
+    if example not in {None, *known}:
+        fail(f"there is no example {example}; there are {', '.join(known)}", code=2)
+    if example == assistant_demo.NAME:
+        sys.exit(assistant_demo.run(settings_of(data_dir), as_json=as_json))
     sys.exit(demonstration.run(settings_of(data_dir), as_json=as_json, example=example))
 
 

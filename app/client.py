@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public API as the command line uses it: JSON in, JSON out, refusals as sentences."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -10,6 +13,8 @@ import httpx
 from app.errors import ControlPlaneError
 
 Json = dict[str, Any]
+MOST_CUTS, CUT_WAIT = 5, 0.5
+"""How often a stream may break off in a row, and seconds until it is asked for again."""
 
 
 class Refused(ControlPlaneError):
@@ -73,9 +78,45 @@ class Client:
             if cursor is None:
                 return items
 
+    async def events(self, path: str, *, after: str | None = None) -> AsyncIterator[Json]:
+        """The events of a live stream until it ends; one that is cut goes on where it was.
+
+        Raises:
+            Refused: the API answered with a problem.
+            httpx.TransportError: it was cut too often, with nothing between.
+        """
+        cut = 0
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+            try:
+                async with self._http.stream("GET", path, headers=headers) as answer:
+                    if answer.is_error:
+                        await answer.aread()
+                        _body(answer)
+                    async for place, event in _events(answer):
+                        after, cut = place, 0
+                        yield event
+            except httpx.TransportError:
+                cut += 1
+                if cut > MOST_CUTS:
+                    raise
+                await asyncio.sleep(CUT_WAIT)
+            else:
+                return
+
     async def deployment(self, deployment_id: UUID | str) -> Json:
         """One deployment with its lanes."""
         return await self.get(f"/deployments/{deployment_id}")
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[tuple[str, Json]]:
+    """Each event of the API's streams, which have an id and one line of data, with its id."""
+    place = ""
+    async for line in answer.aiter_lines():
+        if line.startswith("id: "):
+            place = line.removeprefix("id: ")
+        elif line.startswith("data: "):
+            yield place, json.loads(line.removeprefix("data: "))
 
 
 def _body(answer: httpx.Response) -> Json:
