@@ -6,14 +6,16 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
 
-from app.client import Client
 from app.deployments_command import Id, post, show
 from app.terminal import URL, ApiToken, ApiUrl, AsJson, Why, api_client, fail, run
+
+if TYPE_CHECKING:
+    from app.client import Client
 
 Json = dict[str, Any]
 Kind = Literal[
@@ -68,7 +70,7 @@ async def converse(url: str, token: str, question: str, conversation: UUID | Non
     return answer
 
 
-async def listen(client: Client, conversation: Json, told: Any) -> Json:
+async def listen(client: "Client", conversation: Json, told: Any) -> Json:
     """The answer that is being written; each event of it is ``told``."""
     number = conversation["messages"][-1]["sequence"]
     async for event in client.events(
@@ -125,7 +127,7 @@ async def proposed(url: str, token: str, body: Json) -> Json:
         return await settled(client, await client.post("/ai/tasks", body))
 
 
-async def settled(client: Client, made: Json, *, patience: float = PATIENCE) -> Json:
+async def settled(client: "Client", made: Json, *, patience: float = PATIENCE) -> Json:
     """A task that nobody works on any more."""
     until = time.monotonic() + patience
     while made["status"] in {"PENDING", "RUNNING", "REVISION_REQUESTED", "APPROVED", "EXECUTING"}:

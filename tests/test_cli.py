@@ -24,6 +24,8 @@ from app.models import ApiToken, Role
 from app.redis import open_redis
 from app.settings import Settings
 from app.supervisor import free_port
+from sandbox.main import create_app
+from tests.sandbox.stage import Stage
 from tests.servers import Servers, Template, execute
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +70,7 @@ async def test_an_example_that_is_not_there_is_answered_with_those_that_are() ->
     code, _, errors = await eucora("demo", "--example", "nothing")
 
     assert code == 2
-    assert "no example nothing; there are ansible-example-agent, contoso-vpn, firefox" in errors
+    assert "no example nothing; there are ai, ansible-example-agent, contoso-vpn, firefox" in errors
 
 
 async def test_a_setting_that_cannot_be_read_is_named_and_its_value_is_not_shown() -> None:
@@ -172,6 +174,8 @@ async def test_the_check_of_a_sound_installation_fails_nothing(settings: Setting
     assert findings["redis"].detail.endswith("answers")
     assert findings["intune"].level is Level.WARN
     assert "EUCORA_PLANES__INTUNE__" in findings["intune"].detail
+    assert findings["assistant"].level is Level.WARN
+    assert "EUCORA_AI__PROVIDER" in findings["assistant"].detail
 
 
 async def test_the_check_names_the_migrations_that_are_missing(
@@ -228,10 +232,15 @@ async def test_the_check_refuses_a_redis_that_forgets_work(settings: Settings, s
         ({"package_roots": (Path("/no/such/folder"),)}, "package roots", Level.WARN),
         ({"planes": {"intunes": {"client_id": SecretStr("x")}}}, "planes", Level.FAIL),
         ({"planes": {"intune": {"client_id": SecretStr("x")}}}, "intune", Level.FAIL),
+        ({"ai": {"provider": SecretStr("openai")}}, "assistant", Level.FAIL),
+        ({"ai": {"model": SecretStr("m"), "provdier": SecretStr("openai")}}, "assistant", Level.FAIL),
         ({"database_url": SecretStr("mysql://localhost/x")}, "database", Level.FAIL),
         ({"redis_url": SecretStr("http://localhost")}, "redis", Level.FAIL),
     ],
-    ids=["gate policy", "token", "roots", "unknown plane", "incomplete plane", "database URL", "redis URL"],
+    ids=[
+        *("gate policy", "token", "roots", "unknown plane", "incomplete plane", "no model", "misspelt"),
+        *("database URL", "redis URL"),
+    ],
 )
 async def test_the_check_finds_settings_that_cannot_work(
     settings: Settings, change: Mapping[str, object], subject: str, level: Level
@@ -247,8 +256,19 @@ async def test_the_check_tells_a_plane_that_does_not_answer(settings: Settings) 
 
     findings = await findings_of(settings.model_copy(update={"sandbox_url": sandbox}))
 
-    assert findings["intune"].level is Level.FAIL
+    assert findings["intune"].level is findings["assistant"].level is Level.FAIL
     assert sandbox in findings["intune"].remedy
+    assert sandbox in findings["assistant"].remedy
+
+
+async def test_the_check_asks_the_language_model(settings: Settings, stage: Stage) -> None:
+    stage.app = app = create_app()
+    async with app.router.lifespan_context(app):
+        findings = await findings_of(settings.model_copy(update={"sandbox_url": stage.url}))
+    stage.app = None
+
+    assert findings["assistant"].level is Level.OK
+    assert "sandbox-scripted" in findings["assistant"].detail
 
 
 async def test_a_misspelt_variable_fails_the_check_and_the_right_one_is_proposed(tmp_path: Path) -> None:
