@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job of a task's two halves: a proposal is made; once a person approved it, it is carried out."""
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -70,6 +72,16 @@ class Making:
             extra={SUBMIT.name: (SUBMIT, self._submit)},
             finished=lambda: self._made is not None,
         )
+        self._take_up(wanted.steps)
+
+    def _take_up(self, steps: Sequence[Json]) -> None:
+        """What a run before this one was handed in, and was lost with: it counts."""
+        for call, result in handed_in(steps):
+            if result.is_error:
+                self._denials += 1
+            else:
+                with contextlib.suppress(BadArguments, ProposalDenied):
+                    self._made = self._checked(call)
 
     async def proposal(self) -> Proposal:
         """One that may be decided about.
@@ -78,6 +90,8 @@ class Making:
             Over: the model would not make one.
             CallError: as ``Talk.answer``.
         """
+        if self._made is not None:
+            return self._made
         reply = await self._talk.answer()
         if self._made is None and reply.stop is not StopReason.REFUSAL:
             self._talk.turns = (*self._talk.turns, REMINDER)
@@ -87,20 +101,42 @@ class Making:
         return self._made
 
     async def _submit(self, call: ToolCall) -> ToolResult:
-        redactor = self._job.runtime.assistant.redactor
+        if self._made is not None:
+            return denied(call, "proposal", "a proposal was handed in already, and is not replaced")
         try:
-            given = redactor.data(arguments_of(call))
-            self._made = proposals.check(self._wanted.kind, self._wanted.deployment_id, given)
+            self._made = self._checked(call)
         except (BadArguments, ProposalDenied) as error:
+            refused = denied(call, "proposal", str(error))
             self._denials += 1
             if self._denials >= MOST_DENIALS:
                 raise Over("proposal_denied", str(error), error_class="policy_violation") from error
-            return denied(call, "proposal", str(error))
+            return refused
         return guardrails.envelope(call.id, call.name, {"accepted": True})
+
+    def _checked(self, call: ToolCall) -> Proposal:
+        """What is handed in, without secrets, if it may be.
+
+        Raises:
+            BadArguments, ProposalDenied: it is none, or not one of this task.
+        """
+        given = arguments_of(call)
+        try:
+            plain = self._job.runtime.assistant.redactor.data(given)
+        except RecursionError as error:
+            raise BadArguments("the arguments are nested too deeply") from error
+        return proposals.check(self._wanted.kind, self._wanted.deployment_id, plain)
 
     async def _keep_step(self, steps: list[Json]) -> None:
         async with self._job.holding() as session:
             await ai_tasks.keep_step(session, self._wanted.task_id, steps)
+
+
+def handed_in(steps: Sequence[Json]) -> Iterator[tuple[ToolCall, ToolResult]]:
+    """The proposals of finished rounds, with what was answered."""
+    for step in steps:
+        for call, result in zip(step["calls"], step["results"], strict=True):
+            if call["name"] == SUBMIT.name:
+                yield ToolCall(**call), ToolResult(**result)
 
 
 def _why_none(reply: Reply) -> tuple[str, str]:

@@ -16,12 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import security
 from app.connectors.contract import Manifest, Plane
-from app.domain import accounts, ai_tasks, commands, retries, rollback
+from app.domain import accounts, ai_tasks, commands, proposals, retries, rollback
 from app.domain.budgets import Limits
 from app.domain.operations import Failure
-from app.domain.proposals import Action, ActionKind
+from app.domain.proposals import Action, ActionKind, ProposalDenied
 from app.errors import ControlPlaneError
 from app.models import ActionOutcome, AiAction, AiTask, AiTaskStatus, Deployment, Event
+from app.models.base import Json
 from app.security import Permission
 
 
@@ -36,10 +37,10 @@ class Means:
 
 async def begin(session: AsyncSession, task_id: UUID, means: Means) -> int | None:
     """How many actions there are to be carried out; None if the task is not approved, or is refused now."""
-    _, task = await ai_tasks.lock_both(session, task_id)
+    deployment, task = await ai_tasks.lock_both(session, task_id)
     if task.status not in {AiTaskStatus.APPROVED, AiTaskStatus.EXECUTING}:
         return None
-    if await _refused(session, task, means):
+    if await _refused(session, deployment, task, means):
         return None
     if task.status is AiTaskStatus.APPROVED:
         await ai_tasks.move(session, task, AiTaskStatus.EXECUTING, now=means.now)
@@ -59,7 +60,7 @@ async def carry_out(
     done = await session.get(AiAction, (task.id, position))
     if done is not None:
         return done.outcome
-    if await _refused(session, task, means):
+    if await _refused(session, deployment, task, means, position):
         return None
     action = Action.from_json(task.actions[position])
     made = await _perform(session, deployment, task, action, means)
@@ -70,7 +71,7 @@ async def carry_out(
     ai_tasks.record(session, deployment, task, "executed", actor=actor_of(task), now=means.now, **told)
     if row.outcome is ActionOutcome.REFUSED:
         failure = Failure("policy_violation", "action_refused", f"{action.kind.value}: {row.detail}")
-        await ai_tasks.move(session, task, AiTaskStatus.FAILED, now=means.now, error=failure.to_json())
+        await ai_tasks.end(session, deployment, task, AiTaskStatus.FAILED, failure, now=means.now)
     await session.flush()
     return row.outcome
 
@@ -88,14 +89,17 @@ def actor_of(task: AiTask) -> str:
     return f"ai:{task.id}"
 
 
-async def _refused(session: AsyncSession, task: AiTask, means: Means) -> bool:
+async def _refused(
+    session: AsyncSession, deployment: Deployment, task: AiTask, means: Means, position: int | None = None
+) -> bool:
     """Whether what stands there must not be carried out; the task has come to its end then."""
     why = await why_not(session, task, means.now)
+    if why is None and position is not None and await _told(session, task, position):
+        why = ALTERED
     if why is None:
         return False
-    expired = why.code == EXPIRED.code
-    status = AiTaskStatus.EXPIRED if expired else AiTaskStatus.FAILED
-    await ai_tasks.move(session, task, status, now=means.now, error=why.to_json())
+    status = AiTaskStatus.EXPIRED if why is EXPIRED else AiTaskStatus.FAILED
+    await ai_tasks.end(session, deployment, task, status, why, now=means.now)
     return True
 
 
@@ -109,7 +113,7 @@ async def why_not(session: AsyncSession, task: AiTask, now: datetime) -> Failure
     digest = _digest_of_valid(task)
     if digest is None or digest != task.approved_digest or digest != task.digest:
         return ALTERED
-    if digest != await _digest_in_history(session, task):
+    if await _approval(session, task) != ai_tasks.facts(task, reason=task.reason, actions=task.actions):
         return ALTERED
     if task.expires_at is None or task.expires_at <= now:
         return EXPIRED
@@ -122,23 +126,33 @@ async def why_not(session: AsyncSession, task: AiTask, now: datetime) -> Failure
 def _digest_of_valid(task: AiTask) -> str | None:
     """The digest of the proposal as it stands; None if it holds what no proposal may hold."""
     try:
-        for action in task.actions or []:
-            Action.from_json(action)
-        return ai_tasks.digest_now(task)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        proposals.stored(task.kind, task.deployment_id, task.actions)
+    except ProposalDenied:
         return None
+    return ai_tasks.digest_now(task)
 
 
-async def _digest_in_history(session: AsyncSession, task: AiTask) -> str | None:
-    """The digest of the newest approval of this task by the one who stands in it."""
-    query = select(Event.after["digest"].astext).where(
+async def _approval(session: AsyncSession, task: AiTask) -> Json | None:
+    """What the history tells of the newest approval of this task by the one who stands in it."""
+    query = select(Event.after).where(
         Event.deployment_id == task.deployment_id,
         Event.type == "ai_task.approved",
         Event.actor == task.decided_by,
         Event.after["task"].astext == str(task.id),
     )
-    found: str | None = await session.scalar(query.order_by(Event.sequence.desc()).limit(1))
+    found: Json | None = await session.scalar(query.order_by(Event.sequence.desc()).limit(1))
     return found
+
+
+async def _told(session: AsyncSession, task: AiTask, position: int) -> bool:
+    """Whether the history tells that this action was carried out: its row was there, and is gone."""
+    query = select(Event.sequence).where(
+        Event.deployment_id == task.deployment_id,
+        Event.type == "ai_task.executed",
+        Event.actor == actor_of(task),
+        Event.after["position"].as_integer() == position,
+    )
+    return await session.scalar(query.limit(1)) is not None
 
 
 async def _perform(

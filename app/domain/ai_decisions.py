@@ -8,9 +8,10 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import ai_tasks
+from app.domain import ai_tasks, proposals
 from app.domain.accounts import Actor
 from app.domain.ai_tasks import CARRY_OUT, PROPOSE
+from app.domain.proposals import ProposalDenied
 from app.errors import IllegalTransition, OwnSubmission, ScopeChangeRequired, VersionMismatch
 from app.models import AiTask, AiTaskStatus, Deployment
 
@@ -53,11 +54,13 @@ async def approve(session: AsyncSession, task_id: UUID, decision: Decision) -> t
         ScopeChangeRequired: ``digest`` is given and is not the proposal's.
     """
     deployment, task = await _decidable(session, task_id, decision)
-    if task.status in APPROVED and task.decided_by == decision.actor.name:
+    same = task.decided_by == decision.actor.name and decision.digest in {None, task.approved_digest}
+    if task.status in APPROVED and same:
         return task, task.operation_id
     if decision.actor.name.lower() == task.author.lower():
         raise OwnSubmission("nobody approves what was proposed for themselves")
     _check(task, decision)
+    _check_whole(task)
     columns = {"approved_digest": task.digest, **decision.columns}
     await ai_tasks.move(session, task, AiTaskStatus.APPROVED, now=decision.now, **columns)
     _record(session, deployment, task, "approved", decision, actions=task.actions)
@@ -107,10 +110,20 @@ def _check(task: AiTask, decision: Decision) -> None:
     status = task.status.value
     if task.status is not AiTaskStatus.AWAITING_APPROVAL:
         raise IllegalTransition(f"the task is {status}, not AWAITING_APPROVAL", status=status)
-    if ai_tasks.digest_now(task) != task.digest or decision.digest not in {None, task.digest}:
+    if decision.digest not in {None, task.digest}:
         raise ScopeChangeRequired("the proposal is not what was looked at: read it again")
     if task.expires_at is None or task.expires_at <= decision.now:
         raise IllegalTransition("the proposal has expired: ask for a new one", status=status)
+
+
+def _check_whole(task: AiTask) -> None:
+    """That it is what was proposed, and what may be. What is not can still be rejected, or be made anew."""
+    try:
+        proposals.stored(task.kind, task.deployment_id, task.actions)
+    except ProposalDenied as error:
+        raise ScopeChangeRequired(f"the proposal is not what may be proposed: {error}") from error
+    if ai_tasks.digest_now(task) != task.digest:
+        raise ScopeChangeRequired("the proposal is not what was proposed: reject it")
 
 
 def _record(

@@ -21,7 +21,16 @@ from app.domain.events import SYSTEM
 from app.domain.operations import Failure, OperationKind, Subject
 from app.domain.proposals import Proposal
 from app.errors import FieldError, IllegalTransition, Invalid, NotFound
-from app.models import AiAction, AiTask, AiTaskKind, AiTaskStatus, Deployment, Operation, new_id
+from app.models import (
+    AiAction,
+    AiTask,
+    AiTaskKind,
+    AiTaskStatus,
+    Deployment,
+    Operation,
+    OperationStatus,
+    new_id,
+)
 from app.models.base import Json
 
 _T = AiTaskStatus
@@ -41,6 +50,7 @@ MOVES: Mapping[AiTaskStatus, frozenset[AiTaskStatus]] = MappingProxyType(
 )
 FINISHED = frozenset({_T.REJECTED, _T.COMPLETED, _T.FAILED, _T.EXPIRED})
 PROPOSING = frozenset({_T.PENDING, _T.RUNNING, _T.REVISION_REQUESTED})
+CANCELLED = Failure("transient", "cancelled", "its operation was cancelled")
 PROPOSE, CARRY_OUT = "propose", "carry_out"
 """The two halves of a task, as its operations are told them."""
 
@@ -230,11 +240,9 @@ async def propose(
         return
     expires_at = now + proposals.RULES[task.kind].lasts
     actions = [action.to_json() for action in proposal.actions]
-    told: dict[str, Any] = {"revision": task.revision + 1, "text": proposal.text, "actions": actions}
-    told |= {"expires_at": expires_at, "proposed_at": now, "model": model, "steps": []}
-    await move(session, task, AiTaskStatus.AWAITING_APPROVAL, now=now, **told)
-    task.digest = digest_now(task)
-    await session.flush()
+    task.revision, task.text, task.actions = task.revision + 1, proposal.text, actions
+    task.expires_at, task.proposed_at, task.model, task.steps = expires_at, now, model, []
+    await move(session, task, AiTaskStatus.AWAITING_APPROVAL, now=now, digest=digest_now(task))
 
 
 def digest_now(task: AiTask) -> str:
@@ -264,23 +272,44 @@ def record(
     **told: Any,
 ) -> None:
     """Add to the deployment's history what became of the task. The deployment is locked."""
-    facts = {"task": str(task.id), "kind": task.kind.value, "digest": task.digest}
-    events.record(session, deployment, f"ai_task.{what}", actor=actor, now=now, after=facts | told)
+    events.record(session, deployment, f"ai_task.{what}", actor=actor, now=now, after=facts(task, **told))
+
+
+def facts(task: AiTask, **told: Any) -> Json:
+    """What the history tells of a task, with ``told``."""
+    return {"task": str(task.id), "kind": task.kind.value, "digest": task.digest} | told
 
 
 async def fail(session: AsyncSession, task_id: UUID, failure: Failure, *, now: datetime) -> None:
     """End a task that came to nothing. Nothing happens if it is over or waits for a person."""
-    task = await lock(session, task_id)
+    deployment, task = await lock_both(session, task_id)
     if AiTaskStatus.FAILED in MOVES[task.status]:
-        await move(session, task, AiTaskStatus.FAILED, now=now, error=failure.to_json())
+        await end(session, deployment, task, AiTaskStatus.FAILED, failure, now=now)
 
 
 async def expire(session: AsyncSession, task_id: UUID, *, now: datetime) -> None:
     """End a task whose proposal does not hold any more. Nothing happens if it is over."""
     deployment, task = await lock_both(session, task_id)
     if AiTaskStatus.EXPIRED in MOVES[task.status]:
-        await move(session, task, AiTaskStatus.EXPIRED, now=now)
-        record(session, deployment, task, "expired", actor=SYSTEM, now=now)
+        await end(session, deployment, task, AiTaskStatus.EXPIRED, None, now=now)
+
+
+async def end(
+    session: AsyncSession,
+    deployment: Deployment,
+    task: AiTask,
+    status: AiTaskStatus,
+    failure: Failure | None,
+    *,
+    now: datetime,
+) -> None:
+    """FAILED or EXPIRED; of what was laid before a person the history tells it. Both are locked."""
+    waited = task.status not in PROPOSING
+    error = None if failure is None else failure.to_json()
+    await move(session, task, status, now=now, error=error)
+    if waited:
+        code = None if failure is None else failure.code
+        record(session, deployment, task, status.value.lower(), actor=SYSTEM, now=now, code=code)
         await session.flush()
 
 
@@ -289,13 +318,14 @@ async def work_ended(session: AsyncSession, operation: Operation, *, now: dateti
     task = await session.get(AiTask, UUID(operation.subject_id))
     if task is None or task.operation_id != operation.id:
         return
-    cancelled = Failure("transient", "cancelled", "its operation was cancelled")
-    failure = cancelled if operation.error is None else Failure.from_json(operation.error)
+    failure = CANCELLED
+    if operation.status is not OperationStatus.CANCELLED and operation.error is not None:
+        failure = Failure.from_json(operation.error)
     await fail(session, task.id, failure, now=now)
 
 
 async def work_revived(session: AsyncSession, operation: Operation, *, now: datetime) -> None:
-    """The operation is taken up again, if it was to make a proposal.
+    """The operation is taken up again, if it was to make a proposal: it looks at everything anew.
 
     Raises:
         IllegalTransition: it was to carry one out: that takes a new one, and a new decision.
@@ -305,4 +335,4 @@ async def work_revived(session: AsyncSession, operation: Operation, *, now: date
         raise IllegalTransition(
             "what was approved is not begun twice: ask for a new task", status=task.status.value
         )
-    await move(session, task, AiTaskStatus.PENDING, now=now, error=None)
+    await move(session, task, AiTaskStatus.PENDING, now=now, error=None, steps=[])

@@ -202,7 +202,6 @@ MACHINES: tuple[Machine, ...] = (
         (
             Limit(_T.PENDING, _WORKS, _WORK, "10 minutes", _T.FAILED),
             Limit(_T.RUNNING, _WORKS, _WORK, "10 minutes", _T.FAILED),
-            Limit(_T.REVISION_REQUESTED, _WORKS, _WORK, "10 minutes", _T.FAILED),
             Limit(
                 _T.AWAITING_APPROVAL,
                 "approver",
@@ -210,6 +209,7 @@ MACHINES: tuple[Machine, ...] = (
                 "4 h, 12 h or 7 d by its kind",
                 _T.EXPIRED,
             ),
+            Limit(_T.REVISION_REQUESTED, _WORKS, _WORK, "10 minutes", _T.FAILED),
             Limit(_T.APPROVED, _WORKS, _WORK, "10 minutes", _T.FAILED, _T.EXPIRED),
             Limit(_T.EXECUTING, _WORKS, _WORK, "10 minutes", _T.FAILED, _T.EXPIRED),
         ),

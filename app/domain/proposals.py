@@ -5,6 +5,7 @@ What is not declared here is denied, whatever the model, its prompt or the data 
 sets a risk score, decides on an approval, promotes or deploys.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,10 @@ from app.models import AiTaskKind
 from app.models.base import Json
 
 LONGEST_TEXT, LONGEST_REASON = 20_000, 1_000
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that show nothing, or have others shown elsewhere: who decides is to see what stands there."""
+UNPAIRED = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which cannot be stored."""
 
 
 class ActionKind(StrEnum):
@@ -107,15 +112,38 @@ def check(kind: AiTaskKind, deployment_id: UUID, given: Any) -> Proposal:
     """
     if not isinstance(given, dict) or set(given) != {"text", "actions"}:
         raise ProposalDenied("a proposal is an object with just `text` and `actions`")
-    text, actions = given["text"], given["actions"]
-    if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_TEXT:
-        raise ProposalDenied(f"`text` must be a text of 1 to {LONGEST_TEXT} characters")
+    actions = given["actions"]
     if not isinstance(actions, list) or len(actions) > RULES[kind].most:
         raise ProposalDenied(f"{kind.value} may propose at most {RULES[kind].most} actions")
     checked = tuple(_action(kind, deployment_id, action) for action in actions)
-    if len({action.kind for action in checked}) != len(checked):
-        raise ProposalDenied("an action may be proposed once")
-    return Proposal(text.replace("\x00", "").strip(), checked)
+    return Proposal(_text("text", given["text"], LONGEST_TEXT), _within(kind, deployment_id, checked))
+
+
+def stored(kind: AiTaskKind, deployment_id: UUID, actions: Any) -> tuple[Action, ...]:
+    """The actions of a proposal as they were stored, if they may still be its.
+
+    Raises:
+        ProposalDenied: nobody stored them so, or the rules do not have them.
+    """
+    if not isinstance(actions, list):
+        raise ProposalDenied("actions are a list")
+    try:
+        read = tuple(Action.from_json(action) for action in actions)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProposalDenied("an action is not what was declared") from error
+    if [action.to_json() for action in read] != actions:
+        raise ProposalDenied("an action is written in another way than it was")
+    return _within(kind, deployment_id, read)
+
+
+def _within(kind: AiTaskKind, deployment_id: UUID, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """The same, if the rules of the kind have them."""
+    rules = RULES[kind]
+    if len(actions) > rules.most or len({action.kind for action in actions}) != len(actions):
+        raise ProposalDenied(f"at most {rules.most} actions may be proposed, and each once")
+    if any(action.kind not in rules.actions or action.deployment_id != deployment_id for action in actions):
+        raise ProposalDenied("an action is none of this kind of task, or is done to something else")
+    return actions
 
 
 def _action(kind: AiTaskKind, deployment_id: UUID, given: Any) -> Action:
@@ -127,10 +155,19 @@ def _action(kind: AiTaskKind, deployment_id: UUID, given: Any) -> Action:
         raise ProposalDenied(f"{kind.value} may not propose {given['action']!r:.100}; allowed: {known}")
     if given["deployment_id"] != str(deployment_id):
         raise ProposalDenied(f"the only target of this task is deployment {deployment_id}")
-    reason = given["reason"]
-    if not isinstance(reason, str) or not reason.strip() or len(reason) > LONGEST_REASON:
-        raise ProposalDenied(f"`reason` must be a text of 1 to {LONGEST_REASON} characters")
-    return Action(ActionKind(given["action"]), deployment_id, reason.replace("\x00", "").strip())
+    return Action(
+        ActionKind(given["action"]), deployment_id, _text("reason", given["reason"], LONGEST_REASON)
+    )
+
+
+def _text(name: str, given: Any, longest: int) -> str:
+    """A text that can be stored, without what nobody sees."""
+    if not isinstance(given, str) or UNPAIRED.search(given):
+        raise ProposalDenied(f"`{name}` must be a text")
+    text = UNSEEN.sub("", given).strip()
+    if not text or len(text) > longest:
+        raise ProposalDenied(f"`{name}` must be a text of 1 to {longest} characters")
+    return text
 
 
 def digest_of(

@@ -54,12 +54,15 @@ class AiTask(Base):
     __tablename__ = "ai_tasks"
     __table_args__ = (
         CheckConstraint("revision >= 0", name="revision"),
+        CheckConstraint("jsonb_typeof(actions) = 'array'", name="actions"),
         CheckConstraint(
-            "approved_digest IS NULL OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(author))",
+            "approved_digest IS NULL OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(author)"
+            " AND decided_by_id IS NOT NULL AND decided_by_id <> author_id)",
             name="approved_by_another",
         ),
         CheckConstraint(
-            "status NOT IN ('APPROVED', 'EXECUTING', 'COMPLETED') OR approved_digest IS NOT NULL",
+            "status NOT IN ('APPROVED', 'EXECUTING', 'COMPLETED')"
+            " OR (approved_digest IS NOT NULL AND approved_digest = digest)",
             name="nothing_without_approval",
         ),
         CheckConstraint(

@@ -142,7 +142,8 @@ def upgrade() -> None:
         sa.Column("created_at", INSTANT, server_default=NOW, nullable=False),
         sa.Column("finished_at", INSTANT, nullable=True),
         sa.CheckConstraint(
-            "approved_digest IS NULL OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(author))",
+            "approved_digest IS NULL OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(author)"
+            " AND decided_by_id IS NOT NULL AND decided_by_id <> author_id)",
             name=op.f("ck_ai_tasks_approved_by_another"),
         ),
         sa.CheckConstraint(
@@ -150,13 +151,15 @@ def upgrade() -> None:
             name=op.f("ck_ai_tasks_finished"),
         ),
         sa.CheckConstraint(
-            "status NOT IN ('APPROVED', 'EXECUTING', 'COMPLETED') OR approved_digest IS NOT NULL",
+            "status NOT IN ('APPROVED', 'EXECUTING', 'COMPLETED')"
+            " OR (approved_digest IS NOT NULL AND approved_digest = digest)",
             name=op.f("ck_ai_tasks_nothing_without_approval"),
         ),
         sa.CheckConstraint(
             "status NOT IN ('AWAITING_APPROVAL', 'APPROVED', 'EXECUTING', 'COMPLETED') OR (text IS NOT NULL AND actions IS NOT NULL AND digest IS NOT NULL AND expires_at IS NOT NULL)",
             name=op.f("ck_ai_tasks_proposal"),
         ),
+        sa.CheckConstraint("jsonb_typeof(actions) = 'array'", name=op.f("ck_ai_tasks_actions")),
         sa.CheckConstraint("revision >= 0", name=op.f("ck_ai_tasks_revision")),
         sa.ForeignKeyConstraint(
             ["deployment_id"], ["deployments.id"], name=op.f("fk_ai_tasks_deployment_id")
