@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.domain import digests, events, rollout
 from app.domain.events import SYSTEM
 from app.domain.facts import Decision, Facts
+from app.domain.pages import Newest, newest_first
 from app.errors import NotFound
 from app.models import Approval, ApprovalStatus, Deployment, DeploymentPlane, Ring, WayBack
 
@@ -165,18 +166,13 @@ async def page(
     *,
     status: ApprovalStatus | None,
     deployment_id: UUID | None,
-    before: tuple[datetime, UUID] | None,
+    before: Newest | None,
     limit: int,
-) -> tuple[Sequence[Approval], tuple[datetime, UUID] | None]:
-    """Up to ``limit`` requests with deployments, newest first, and the key to go on from, None at the end."""
+) -> tuple[Sequence[Approval], Newest | None]:
+    """Requests with deployments, as ``newest_first``."""
     query = select(Approval).options(selectinload(Approval.deployment))
     if status is not None:
         query = query.filter_by(status=status)
     if deployment_id is not None:
         query = query.filter_by(deployment_id=deployment_id)
-    if before is not None:
-        query = query.where(tuple_(Approval.created_at, Approval.id) < before)
-    query = query.order_by(Approval.created_at.desc(), Approval.id.desc()).limit(limit + 1)
-    rows = (await session.scalars(query)).all()
-    last = rows[limit - 1] if len(rows) > limit else None
-    return rows[:limit], (last.created_at, last.id) if last else None
+    return await newest_first(session, query, Approval, before=before, limit=limit)

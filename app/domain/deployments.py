@@ -7,13 +7,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.domain import events, rollout
 from app.domain.events import SYSTEM
+from app.domain.pages import Newest, newest_first
 from app.domain.policies import GatePolicy
 from app.errors import ActiveDeploymentExists, IllegalTransition, NotFound, VersionMismatch
 from app.models import (
@@ -81,10 +82,10 @@ class Filters:
 
 
 async def page(
-    session: AsyncSession, filters: Filters, *, before: tuple[datetime, UUID] | None = None, limit: int
-) -> tuple[Sequence[Deployment], tuple[datetime, UUID] | None]:
-    """Up to ``limit`` deployments with lanes, newest first, and the key to go on from, None at the end."""
-    query = select(Deployment).options(*WHOLE).order_by(*RECENT).limit(limit + 1)
+    session: AsyncSession, filters: Filters, *, before: Newest | None = None, limit: int
+) -> tuple[Sequence[Deployment], Newest | None]:
+    """Deployments with lanes, as ``newest_first``."""
+    query = select(Deployment).options(*WHOLE)
     exact = {
         name: value
         for name in ("status", "app_name", "target_ring", "correlation_id")
@@ -95,11 +96,7 @@ async def page(
         query = query.where(Deployment.planes.contains([filters.plane]))
     if filters.created_after is not None:
         query = query.where(Deployment.created_at > filters.created_after)
-    if before is not None:
-        query = query.where(tuple_(Deployment.created_at, Deployment.id) < before)
-    rows = (await session.scalars(query)).all()
-    last = rows[limit - 1] if len(rows) > limit else None
-    return rows[:limit], (last.created_at, last.id) if last else None
+    return await newest_first(session, query, Deployment, before=before, limit=limit)
 
 
 def check_status(deployment: Deployment, allowed: Collection[DeploymentStatus]) -> None:
