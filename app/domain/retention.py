@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long what is kept: keys, finished work, device rows and conversations go, events never do.
 
-Tasks of the assistant stay with the deployment they are about.
+Tasks of the assistant stay with the deployment they are about, without what the assistant read for them.
 
 A device's row goes once nothing can need it any more: its deployment was taken back, or a newer version has
 taken its place. As long as a deployment may still be rolled back, or compared with its plane, its rows stay.
@@ -70,6 +70,12 @@ OLD_AI_CALLS = text("""
     RETURNING 1
 """)
 
+OLD_STEPS = text("""
+    UPDATE ai_tasks SET steps = '[]' WHERE id = ANY (ARRAY(
+        SELECT id FROM ai_tasks WHERE finished_at < :before AND steps <> '[]' LIMIT :limit))
+    RETURNING 1
+""")
+
 STATEMENTS: Mapping[str, tuple[TextClause, timedelta]] = MappingProxyType(
     {
         "idempotency_keys": (OLD_KEYS, KEYS),
@@ -77,6 +83,7 @@ STATEMENTS: Mapping[str, tuple[TextClause, timedelta]] = MappingProxyType(
         "device_results": (OLD_DEVICES, WORK),
         "conversations": (OLD_CONVERSATIONS, WORK),
         "ai_calls": (OLD_AI_CALLS, WORK),
+        "ai_steps": (OLD_STEPS, WORK),
     }
 )
 """What is deleted, by what, and how old it must be."""

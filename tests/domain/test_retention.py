@@ -2,27 +2,47 @@
 """What is deleted when it is too old, and what is not, however old it is."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import InstallState
-from app.domain import audit, effects, leases, operations, outcomes, retention, retries, rollback
+from app.domain import (
+    ai_calls,
+    ai_tasks,
+    audit,
+    conversations,
+    effects,
+    leases,
+    operations,
+    outcomes,
+    retention,
+    retries,
+    rollback,
+)
+from app.domain.accounts import Actor
+from app.domain.ai_calls import Allowance
 from app.domain.budgets import Limits
 from app.domain.idempotency import StoredAnswer, keep
 from app.domain.operations import Failure, OperationKind, Subject
 from app.domain.rollback import Progress
 from app.errors import IllegalTransition
 from app.models import (
+    AiCall,
+    AiTaskKind,
+    Conversation,
     Deployment,
     DeploymentStatus,
     DeviceResult,
     Effect,
     IdempotencyKey,
+    Message,
     Operation,
     OperationStatus,
     Ring,
+    Role,
     new_id,
 )
 from tests.domain.steps import S, measure, push
@@ -125,6 +145,38 @@ async def test_work_that_has_not_ended_stays(session: AsyncSession) -> None:
     await session.execute(text("UPDATE operations SET created_at = :at"), {"at": NOON})
 
     assert await retention.forget(session, "operations", now=LATER) == 0
+
+
+async def test_conversations_and_calls_go_after_90_days_and_tasks_stay(session: AsyncSession) -> None:
+    author = Actor(new_id(), "Alice", Role.PACKAGER)
+    given: dict[str, Any] = {"actor": author, "allowance": Allowance(9, 9), "correlation_id": new_id()}
+    deployment = await make_deployment(session)
+    for at in (NOON, LATER):
+        conversation = await conversations.begin(session, "why?", now=at, **given)
+        await ai_calls.begin(
+            session,
+            operation_id=new_id(),
+            actor="Alice",
+            now=at,
+            **dict.fromkeys(("provider", "model", "prompt", "input_digest"), "x"),
+            input_tokens=0,
+        )
+    task = await ai_tasks.request(
+        session, AiTaskKind.TRIAGE_FAILURES, deployment.id, instructions=None, now=NOON, **given
+    )
+    task.steps = [{"text": "read"}]
+    await ai_tasks.fail(session, task.id, Failure("permanent", "refused", "no"), now=NOON)
+
+    gone = [
+        await retention.forget(session, what, now=LATER) for what in ("conversations", "ai_calls", "ai_steps")
+    ]
+
+    assert gone == [1, 1, 1]
+    assert (await session.scalars(select(Conversation.id))).all() == [conversation.id]
+    assert await count(session, Message) == 2
+    assert await count(session, AiCall) == 1
+    await session.refresh(task)
+    assert task.steps == []
 
 
 async def test_devices_of_the_version_that_is_there_stay(session: AsyncSession) -> None:
