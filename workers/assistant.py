@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from app.ai.contract import (
     ToolTurn,
     Turn,
 )
+from app.ai.guardrails import LONGEST_ANSWER, Redactor
 from app.ai.prompts import Prompt
 from app.ai.tools import INQUIRIES, Arguments, BadArguments
 from app.connectors.contract import Plane
@@ -37,7 +38,7 @@ from app.domain.inquiries import Sight
 from app.domain.operations import Failure
 from app.errors import AiLimitReached, ControlPlaneError
 from app.models.base import Json
-from app.resilience.errors import CallError, NotConfigured
+from app.resilience.errors import AttemptTimeout, CallError, NotConfigured
 from app.resilience.status import BreakerState
 from app.runtime import Assistant
 from workers.context import Job
@@ -102,7 +103,7 @@ class Talk:
                     "too_many_rounds", f"the model asked for more {MOST_ROUNDS} times, and has not answered"
                 )
             results = [await self._result(number, call) for number, call in enumerate(reply.calls)]
-            self.steps.append(step_of(reply, results))
+            self.steps.append(step_of(without_secrets(reply, self.job.runtime.assistant.redactor), results))
             await self.on_step(self.steps)
             if self.finished():
                 return reply
@@ -196,6 +197,12 @@ def step_of(reply: Reply, results: Sequence[ToolResult]) -> Json:
     return {"text": reply.text, "calls": calls, "results": [asdict(result) for result in results]}
 
 
+def without_secrets(reply: Reply, redactor: Redactor) -> Reply:
+    """What the model said, as it is stored: it may have made one up."""
+    calls = tuple(replace(call, arguments=redactor.json(call.arguments)) for call in reply.calls)
+    return replace(reply, text=redactor.text(reply.text), calls=calls)
+
+
 def turns_of(steps: Sequence[Json]) -> list[Turn]:
     """Finished rounds as the model is told of them."""
     turns: list[Turn] = []
@@ -228,20 +235,44 @@ async def ask_model(talk: Talk, question: Ask, *, prompt: str) -> Reply:
     size = sum(guardrails.tokens(str(part)) for part in (ask.system, ask.tools, *ask.turns))
     if size + ask.max_output_tokens > assistant.settings.context_tokens * WHOLE_CONTEXT:
         raise Over("context_full", f"about {size} tokens are more than the model is to be asked")
+    if time.monotonic() >= talk.until:
+        raise _out_of_time()
     call_id, began = await _begin(talk, ask, prompt, size), time.monotonic()
+    text = Growing(talk.on_text)
     try:
-        reply = await _streamed(talk, assistant, ask)
-    except (Over, CallError) as error:
-        code = error.failure.code if isinstance(error, Over) else error.code
-        await _end(talk, call_id, began, error_code=code)
+        reply = guardrails.held(await _streamed(talk, assistant, ask, text))
+    except (Over, CallError, asyncio.CancelledError) as error:
+        await _end(talk, call_id, began, _broken_off(error, text, size))
         raise
-    usage = (
-        (reply.usage.input_tokens, reply.usage.output_tokens)
-        if reply.usage
-        else (size, guardrails.tokens(reply.text))
-    )
-    await _end(talk, call_id, began, reply=reply, usage=usage)
+    await _end(talk, call_id, began, _ended(reply, size))
     return reply
+
+
+def _out_of_time() -> Over:
+    return Over("deadline", "there was no more time for the answer", error_class="transient")
+
+
+def _broken_off(error: BaseException, text: "Growing", size: int) -> dict[str, Any]:
+    """An answer without its end, as it is written down. What was refused at once costs nothing."""
+    code = "cancelled"
+    if isinstance(error, Over | CallError):
+        code = error.failure.code if isinstance(error, Over) else error.code
+    spent = bool(text.whole) or isinstance(error, AttemptTimeout) or not isinstance(error, CallError)
+    written = guardrails.tokens(text.whole) if text.whole else 0
+    return {"error_code": code, "input_tokens": size if spent else 0, "output_tokens": written}
+
+
+def _ended(reply: Reply, size: int) -> dict[str, Any]:
+    """A whole answer, as it is written down."""
+    counted = reply.usage
+    written = reply.text + "".join(call.name + call.arguments for call in reply.calls)
+    return {
+        "input_tokens": counted.input_tokens if counted else size,
+        "output_tokens": counted.output_tokens if counted else guardrails.tokens(written),
+        "stop_reason": reply.stop.value,
+        "model": reply.model,
+        "output_digest": digests.digest(_plain(reply)),
+    }
 
 
 async def _begin(talk: Talk, ask: Ask, prompt: str, size: int) -> UUID:
@@ -273,35 +304,22 @@ def _plain(value: Any) -> dict[str, Any]:
     return {"content": to_json(asdict(value)).decode()}
 
 
-async def _end(
-    talk: Talk,
-    call_id: UUID,
-    began: float,
-    *,
-    reply: Reply | None = None,
-    usage: tuple[int, int] = (0, 0),
-    error_code: str | None = None,
-) -> None:
+async def _end(talk: Talk, call_id: UUID, began: float, facts: dict[str, Any]) -> None:
     """Whoever holds the operation by now: it was asked, and it cost what it cost."""
     runtime, provider = talk.job.runtime, assistant_of(talk.job).provider
-    telemetry.ai_calls.labels(provider.name, error_code or (reply.stop.value if reply else "")).inc()
+    telemetry.ai_calls.labels(provider.name, facts.get("error_code") or facts["stop_reason"]).inc()
     telemetry.ai_seconds.labels(provider.name).observe(time.monotonic() - began)
-    facts: dict[str, Any] = {"error_code": error_code}
-    if reply is not None:
-        for direction, number in zip(("input", "output"), usage, strict=True):
-            telemetry.ai_tokens.labels(provider.name, direction).inc(number)
-        facts = {"input_tokens": usage[0], "output_tokens": usage[1], "stop_reason": reply.stop.value}
-        facts |= {"model": reply.model, "output_digest": digests.digest(_plain(reply))}
+    for direction in ("input", "output"):
+        telemetry.ai_tokens.labels(provider.name, direction).inc(facts[f"{direction}_tokens"])
     async with runtime.transaction(guarded=False) as session:
         await ai_calls.end(session, call_id, now=runtime.clock(), **facts)
 
 
-async def _streamed(talk: Talk, assistant: Assistant, ask: Ask) -> Reply:
+async def _streamed(talk: Talk, assistant: Assistant, ask: Ask, text: "Growing") -> Reply:
     """The answer, its text stored as it comes; what came before it broke off is stored too."""
-    text = Growing(talk.on_text)
     try:
         async with (
-            asyncio.timeout(talk.until - time.monotonic()),
+            asyncio.timeout(talk.until - time.monotonic()) as limit,
             aclosing(assistant.provider.answer(ask)) as pieces,
         ):
             async for piece in pieces:
@@ -309,30 +327,42 @@ async def _streamed(talk: Talk, assistant: Assistant, ask: Ask) -> Reply:
                     return piece
                 await text.add(piece)
     except TimeoutError as error:
+        if not limit.expired():  # somebody else's limit, such as the database's
+            raise
         await text.store()
-        raise Over("deadline", "there was no more time for the answer", error_class="transient") from error
-    except CallError:
+        raise _out_of_time() from error
+    except (CallError, Over):
         await text.store()
         raise
     raise Over("no_answer", "the model's answer had no end")
 
 
 class Growing:
-    """A text that is stored as it grows, a few times a second at most."""
+    """A text that is stored as it grows, a few times a second at most. ``whole``: as far as it has come."""
 
     def __init__(self, on_text: Callable[[str], Awaitable[None]]) -> None:
         self._on_text = on_text
-        self._text = self._stored = ""
+        self.whole = self._stored = ""
         self._stored_at = time.monotonic()
 
     async def add(self, piece: str) -> None:
-        """Some more of it."""
-        self._text += piece
+        """Some more of it; stored without its last word, which may be half of one, or of a secret.
+
+        Raises:
+            Over: it is longer than any answer.
+        """
+        self.whole += guardrails.storable(piece)
+        if len(self.whole) > LONGEST_ANSWER:
+            self.whole = self.whole[:LONGEST_ANSWER]
+            raise Over("answer_too_long", f"the answer is longer than {LONGEST_ANSWER} characters")
         if time.monotonic() - self._stored_at >= FLUSH_EVERY:
-            await self.store()
+            await self._store(guardrails.settled(self.whole))
 
     async def store(self) -> None:
         """All there is, unless it is stored already."""
-        if self._text != self._stored:
-            await self._on_text(self._text)
-            self._stored, self._stored_at = self._text, time.monotonic()
+        await self._store(self.whole)
+
+    async def _store(self, text: str) -> None:
+        if text != self._stored:
+            await self._on_text(text)
+            self._stored, self._stored_at = text, time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from app.ai import guardrails
-from app.ai.contract import Ask, ModelTurn, Reply, Turn, UserTurn
+from app.ai.contract import Ask, ModelTurn, Reply, StopReason, Turn, UserTurn
 from app.ai.prompts import load
 from app.domain import conversations
 from app.domain.conversations import Said
@@ -21,6 +21,7 @@ from workers.context import Done, Job, Outcome
 CONVERSATION, SUMMARY = load("conversation.v1"), load("summary.v1")
 HISTORY_SHARE = 0.4
 """Part of the context that what was said before may take; what is more is summarised."""
+MOST_IDS = 1000
 KEPT_AS_SAID = 3
 """The newest messages, the question among them, are never summarised."""
 
@@ -47,12 +48,16 @@ async def process_ai_conversation(job: Job) -> Outcome:
 
 
 class Answer:
-    """An answer that is being written. ``draft`` is the number of the text that grows now."""
+    """An answer that is being written. ``_draft`` is the number of the text that grows now, ``_shown`` it.
+
+    A text that does not go on where the one before ended is another draft: readers begin anew.
+    """
 
     def __init__(self, job: Job, turn: conversations.Turn, until: float) -> None:
         self._job = job
         self._turn = turn
         self._draft = turn.draft + 1
+        self._shown = ""
         self._talk = Talk(
             job=job,
             caller_id=turn.caller_id,
@@ -76,42 +81,60 @@ class Answer:
     def columns(self, reply: Reply) -> dict[str, Any]:
         """A finished answer as it is stored."""
         cited, unknown = guardrails.citations(reply.text, read_in(self._talk.steps))
+        content = self._show(reply.text)
         return {
-            "content": self._job.runtime.assistant.redactor.text(reply.text),
+            "content": content,
             "draft": self._draft,
-            "citations": [{"id": each} for each in cited],
-            "unverified": [{"id": each} for each in unknown],
+            "citations": [{"id": each} for each in cited[:MOST_IDS]],
+            "unverified": [{"id": each} for each in unknown[:MOST_IDS]],
             "stop_reason": reply.stop.value,
             "model": reply.model,
         }
 
-    async def _keep_text(self, text: str) -> None:
+    def _show(self, text: str) -> str:
         shown = self._job.runtime.assistant.redactor.text(text)
+        if not shown.startswith(self._shown):  # what was cut out of it is not where it was
+            self._draft += 1
+        self._shown = shown
+        return shown
+
+    async def _keep_text(self, text: str) -> None:
+        shown = self._show(text)
         async with self._job.holding() as session:
             await conversations.keep_text(session, self._turn.message_id, shown, draft=self._draft)
 
     async def _keep_step(self, steps: list[Json]) -> None:
-        self._draft += 1
+        self._draft, self._shown = self._draft + 1, ""
         async with self._job.holding() as session:
             await conversations.keep_step(session, self._turn.message_id, steps, draft=self._draft)
 
-    async def _summarise(self, history: Sequence[Said], summary: str | None) -> tuple[Sequence[Said], str]:
-        """The older part in few words, which are stored and stand for it from now on."""
+    async def _summarise(
+        self, history: Sequence[Said], summary: str | None
+    ) -> tuple[Sequence[Said], str | None]:
+        """The older part in few words, which are stored and stand for it from now on.
+
+        Without such words it is told as it was said.
+        """
         older, newer = history[:-KEPT_AS_SAID], history[-KEPT_AS_SAID:]
-        told = {
-            "summary": summary,
-            "messages": [{"role": each.role, "content": each.content} for each in older],
-        }
-        limit = self._job.runtime.assistant.settings.max_output_tokens
-        question = Ask(
-            SUMMARY.text, (UserTurn(json.dumps(told, ensure_ascii=False)),), max_output_tokens=limit
-        )
-        reply = await ask_model(replace(self._talk, on_text=heard), question, prompt=SUMMARY.name)
-        short = self._job.runtime.assistant.redactor.text(reply.text)
+        reply = await ask_model(self._apart(), self._request(older, summary), prompt=SUMMARY.name)
+        short = self._job.runtime.assistant.redactor.text(reply.text).strip()
+        if not short or reply.stop not in {StopReason.END, StopReason.LENGTH}:
+            return history, summary
         async with self._job.holding() as session:
             through = older[-1].sequence
             await conversations.keep_summary(session, self._turn.conversation_id, short, through=through)
         return newer, short
+
+    def _apart(self) -> Talk:
+        """A question beside the answer: nobody reads what is said to it."""
+        return replace(self._talk, on_text=heard)
+
+    def _request(self, older: Sequence[Said], summary: str | None) -> Ask:
+        assistant = self._job.runtime.assistant
+        said = [{"role": each.role, "content": each.content} for each in older]
+        told = assistant.redactor.data({"summary": summary, "messages": said})
+        turn = UserTurn(json.dumps(told, ensure_ascii=False))
+        return Ask(SUMMARY.text, (turn,), max_output_tokens=assistant.settings.max_output_tokens)
 
 
 def is_long(history: Sequence[Said], summary: str | None, job: Job) -> bool:

@@ -10,18 +10,27 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.ai.contract import Tool, ToolCall
 
 LONGEST_ARGUMENTS = 100_000
 """Characters; a proposal's text is the longest thing there is."""
+LONGEST_NAME = 100
+"""Of an argument that is none, as the model is told of it."""
 
 
 class Arguments(BaseModel):
     """A tool's one object of arguments: an unknown one is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL has no such text."""
+    if "\x00" in text:
+        raise ValueError("must not contain NUL")
+    return text
 
 
 class Nothing(Arguments):
@@ -31,7 +40,7 @@ class Nothing(Arguments):
 class FindDeployments(Arguments):
     """Narrowed by words of the application's name or version, and by a state."""
 
-    text: Annotated[str, Field(max_length=200)] | None = None
+    text: Annotated[str, Field(max_length=200), AfterValidator(_without_nul)] | None = None
     status: Annotated[str, Field(max_length=20, pattern="^[A-Z_]+$")] | None = None
     limit: Annotated[int, Field(ge=1, le=20)] = 10
 
@@ -70,7 +79,7 @@ class Declared:
             return self.arguments.model_validate(arguments_of(call))
         except ValidationError as error:
             wrong = "; ".join(
-                f"{'.'.join(map(str, each['loc'])) or 'arguments'}: {each['msg']}"
+                f"{'.'.join(map(str, each['loc']))[:LONGEST_NAME] or 'arguments'}: {each['msg']}"
                 for each in error.errors(include_url=False, include_input=False)[:5]
             )
             raise BadArguments(wrong) from error

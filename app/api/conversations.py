@@ -34,7 +34,10 @@ LONGEST = 8000
 Content = Annotated[str, Field(min_length=1, max_length=LONGEST, pattern=CONTENT_FORM)]
 Answer = Annotated[str, Field(max_length=1_000_000)]
 Spot = tuple[int, int, int, int]
-"""Where a listener is: the message, its finished rounds, the draft of its text, and characters of that."""
+"""Where a listener is: the message, calls of tools, the draft of its text, and characters of that.
+
+One character more than there are: the end was told, too.
+"""
 BEGINNING: Spot = (0, 0, 0, 0)
 SPOT = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
 
@@ -288,22 +291,31 @@ def offered(watcher: Watcher[Spot], said: Sequence[Row]) -> bool:
 
 def news(row: Row, after: Spot) -> Iterator[tuple[Spot, dict[str, Any]]]:
     """What a message has that a listener at that spot was not told, each with the spot it leads to."""
-    number = row.sequence
-    told = after if after[0] == number else (number, 0, 0, 0)
-    over: Spot = (number + 1, 0, 0, 0)
     if row.role is MessageRole.USER:
-        yield over, {"type": "message", "message": MessageRead.of(row).model_dump(mode="json", by_alias=True)}
+        yield (row.sequence + 1, 0, 0, 0), {"type": "message", "message": whole(row)}
         return
-    _, steps, draft, offset = told
-    for index in range(steps, len(row.steps)):
-        steps = index + 1
-        for call in calls_of(row.steps[index]):
-            yield (number, steps, draft, offset), {"type": "tool", "sequence": number, **call.model_dump()}
+    number = row.sequence
+    _, told, draft, offset = after if after[0] == number else (number, 0, 0, 0)
+    calls = [call for step in row.steps for call in calls_of(step)]
+    told = told if told <= len(calls) else 0  # it was taken up anew
+    for call in calls[told:]:
+        told += 1
+        yield (number, told, draft, offset), {"type": "tool", "sequence": number, **call.model_dump()}
     if draft != row.draft and offset:
-        yield (number, steps, row.draft, 0), {"type": "restarted", "sequence": number}
-    offset = offset if draft == row.draft else 0
-    if text := row.content[offset:]:
-        spot = (number, steps, row.draft, len(row.content))
-        yield spot, {"type": "token", "sequence": number, "text": text}
-    if row.status not in conversations.OPEN:
-        yield over, {"type": "answer", "message": MessageRead.of(row).model_dump(mode="json", by_alias=True)}
+        yield (number, told, row.draft, 0), {"type": "restarted", "sequence": number}
+    yield from text_of(row, told, offset if draft == row.draft else 0)
+
+
+def text_of(row: Row, told: int, offset: int) -> Iterator[tuple[Spot, dict[str, Any]]]:
+    """What an answer's text has from that character on, and its end."""
+    number, length = row.sequence, len(row.content)
+    if offset < length:
+        told_text = {"type": "token", "sequence": number, "text": row.content[offset:]}
+        yield (number, told, row.draft, length), told_text
+    if row.status not in conversations.OPEN and offset <= length:
+        yield (number, told, row.draft, length + 1), {"type": "answer", "message": whole(row)}
+
+
+def whole(row: Row) -> dict[str, Any]:
+    """A message as it stands in an event."""
+    return MessageRead.of(row).model_dump(mode="json", by_alias=True)

@@ -360,7 +360,9 @@ async def work_ended(session: AsyncSession, operation: Operation, *, now: dateti
 
 
 async def work_revived(session: AsyncSession, operation: Operation, *, now: datetime) -> None:
-    """The operation is taken up again: the message is to be answered after all.
+    """The operation is taken up again: the message is to be answered after all, from what is true by then.
+
+    What there was of the answer is shown until there is more of the new one.
 
     Raises:
         IllegalTransition: something was said since.
@@ -370,5 +372,6 @@ async def work_revived(session: AsyncSession, operation: Operation, *, now: date
     if message.sequence != conversation.last_sequence:
         raise IllegalTransition("something was said since: ask again", status=message.status.value)
     nothing: dict[str, Any] = {"error": None, "finished_at": None, "began_at": None, "stop_reason": None}
+    nothing |= {"steps": [], "draft": message.draft + 1}
     _move(conversation, message, MessageStatus.PENDING, now=now, **nothing)
     await session.flush()

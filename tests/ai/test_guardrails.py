@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What leaves for the model and what comes back: secrets cut out, words left alone, data kept data."""
+
+import json
+import time
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.ai import guardrails
+from app.ai.contract import Ask, ModelTurn, Reply, StopReason, ToolCall, ToolResult, ToolTurn, UserTurn
+from app.ai.guardrails import CUT, LONGEST_ANSWER, LONGEST_RESULT, Redactor
+
+KNOWN = 'pa"ss\\wörd-of-the-database'
+REDACTOR = Redactor([KNOWN, "sandbox-secret"])
+AWS = "AKIA" + "IOSFODNN7EXAMPLE"
+PEM = "-----BEGIN RSA PRIVATE " + "KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE " + "KEY-----"
+JWT = "eyJ" + "hbGciOiJIUzI1NiJ9.eyJ" + "zdWIiOiJtZSJ9.c2lnbmF0dXJl"
+SECRETS = {
+    "one that is known": (f"it is {KNOWN} here", KNOWN),
+    "another that is known": ("Bearer sandbox-secret", "sandbox-secret"),
+    "a key of AWS": (f"key {AWS} used", AWS),
+    "a private key": (f"take {PEM} please", "MIIEow"),
+    "half a private key": (f"take {PEM[:60]}", "MIIEow"),
+    "a JWT": (f"with {JWT}", JWT),
+    "a token of ours": ("use eucora_" + "Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmE", "Zm9vYmFy"),
+    "a named password": ("password: hunter22", "hunter22"),
+    "a password that is": ("the password is hunter22!", "hunter22"),
+    "a variable": ("EUCORA_DB_PASSWORD=correcthorse", "correcthorse"),
+    "a variable of AWS": ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG", "wJalrXUtnFEMI"),
+    "a member": ("clientSecret: abcdefgh", "abcdefgh"),
+    "a quoted one": ('password = "my horse battery"', "battery"),
+    "in JSON": ('{"dbPassword": "correcthorse"}', "correcthorse"),
+    "a bearer": ("Authorization: Bearer abc123def456", "abc123def456"),
+    "a long bearer": ("bearer abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnop"),
+    "in an address": ("https://me:correcthorse@example.com/x", "correcthorse"),
+    "in a query": ("https://example.com/x?sig=abcdef%2Babc&se=1", "abcdef%2Babc"),
+}
+ORDINARY = (
+    "the password is wrong",
+    "token expired",
+    "the token is not valid any more",
+    "Why did the basic installation fail?",
+    "bearer authentication is not configured",
+    "0x87D1041C: the detection rule found nothing",
+    "Invalid token: 0x80070005",
+    "3 of 10 devices (30%) at 2026-11-26T17:52:57+00:00",
+    "deployment 0199c0de-0000-7000-8000-00000000dead",
+    "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "see eucora_operations_running_total and eucora_breaker_transitions_total",
+    "https://example.com:8443/a@b?next=1",
+    "secret santa: on friday",
+    '{"input_tokens": 12345, "output_tokens": 678}',
+)
+
+
+@pytest.mark.parametrize(("text", "secret"), SECRETS.values(), ids=SECRETS)
+def test_a_secret_is_cut_out_of_everything_that_leaves(text: str, secret: str) -> None:
+    call, result = ToolCall("1", "t", json.dumps({"text": text})), ToolResult("1", json.dumps({"text": text}))
+    turns = UserTurn(text), ModelTurn(text, (call,)), ToolTurn((result,))
+
+    ask = REDACTOR.ask(Ask(system=text, turns=turns))
+
+    assert CUT in ask.system
+    for told in (str(ask), json.dumps(str(ask)), json.loads(result_of(ask).content)["text"]):
+        assert secret not in told
+    assert json.dumps(secret)[1:-1] not in result_of(ask).content
+
+
+def result_of(ask: Ask) -> ToolResult:
+    (turn,) = (turn for turn in ask.turns if isinstance(turn, ToolTurn))
+    return turn.results[0]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_words_are_left_alone(text: str) -> None:
+    assert REDACTOR.text(text) == text
+
+
+def test_a_value_under_a_telling_name_is_cut_out() -> None:
+    found = REDACTOR.data({"client_secret": "abc", "tokens": [1], "name": {"password": ["x", 1, None]}})
+
+    assert found == {"client_secret": CUT, "tokens": [1], "name": {"password": [CUT, 1, None]}}
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            *("password", ":", " ", "is", "=", '"', "'", "\\", KNOWN, AWS, "a1", "hunter22", "\n", PEM[:31]),
+            *("[redacted]", "{", "}", "Bearer", "token", "0x87D1041C", "://a:", "@", JWT[:12], JWT),
+        ]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@given(PIECES)
+def test_what_was_cut_out_once_stays_as_it_is(text: str) -> None:
+    once = REDACTOR.text(text)
+
+    assert REDACTOR.text(once) == once
+
+
+@given(PIECES | st.text())
+def test_a_tools_answer_stays_one_piece_of_json_whatever_is_in_it(text: str) -> None:
+    told = guardrails.envelope("1", "t", REDACTOR.data({"name": text}))
+
+    content = result_of(REDACTOR.ask(Ask("", (ToolTurn((told,)),)))).content
+
+    assert json.loads(content) == {"tool": "t", "data": {"name": guardrails.storable(REDACTOR.text(text))}}
+
+
+def test_what_is_too_much_is_shortened_and_says_so() -> None:
+    events = [{"sequence": number, "reason": "x" * 3000} for number in range(40)]
+
+    result = guardrails.envelope("1", "read_events", {"events": events})
+
+    told = json.loads(result.content)
+    assert not result.is_error
+    assert len(result.content) <= LONGEST_RESULT
+    assert told["shortened"] is True
+    assert told["data"]["events"][0]["sequence"] == 0
+    assert told["data"]["events"][-1]["sequence"] == 39
+
+
+def test_what_cannot_be_shortened_is_not_told() -> None:
+    result = guardrails.envelope("1", "t", {str(number): "x" for number in range(5000)})
+
+    assert result.is_error
+    assert len(result.content) <= LONGEST_RESULT
+
+
+def reply(text: str = "", *calls: ToolCall, model: str = "m") -> Reply:
+    return Reply(text, calls, StopReason.END, None, model)
+
+
+def test_what_a_model_says_can_be_stored_and_shown() -> None:
+    call = ToolCall("id\x00" + "i" * 900, "n\x00" + "n" * 900, '{"a": "' + "x" * 2_000_000)
+    said = guardrails.held(reply("a\x00b\ud800" + "x" * 9_000_000, *[call] * 900, model="m\x00" * 900))
+
+    stored = json.dumps(said.text + str(said.calls) + said.model, ensure_ascii=False).encode()
+    assert b"\x00" not in stored
+    assert said.text.startswith("ab?x")
+    assert len(said.text) <= LONGEST_ANSWER
+    assert len(said.model) <= 200
+    assert len(said.calls) <= 20
+    assert all(len(each.name) <= 200 and len(each.id) <= 200 for each in said.calls)
+    assert all(len(each.arguments) <= 200_000 for each in said.calls)
+
+
+def test_a_model_that_gives_two_calls_one_id_or_no_name_can_be_asked_again() -> None:
+    calls = [ToolCall("a", "", "{}"), ToolCall("a", "rm -rf /", "{}"), ToolCall("", "read deployment", "{}")]
+
+    said = guardrails.held(reply("", *calls))
+
+    assert len({call.id for call in said.calls}) == 3
+    assert all(call.id for call in said.calls)
+    assert [call.name for call in said.calls] == ["-", "rm--rf--", "read-deployment"]
+
+
+@given(PIECES)
+def test_what_is_settled_of_a_growing_text_only_grows(text: str) -> None:
+    shown = [guardrails.settled(text[:length]) for length in range(len(text) + 1)]
+
+    assert all(text.startswith(each) for each in shown)
+    assert all(len(one) <= len(two) for one, two in pairwise(shown))
+
+
+@pytest.mark.parametrize(("text", "secret"), SECRETS.values(), ids=SECRETS)
+def test_half_a_secret_is_not_shown_while_it_comes(text: str, secret: str) -> None:
+    halves = [text[:length] for length in range(len(text)) if text[:length].endswith(secret[:-1])]
+
+    for half in halves:
+        shown = REDACTOR.text(guardrails.settled(half))
+        assert secret.rsplit(maxsplit=1)[-1][:-1] not in shown
+
+
+@given(st.lists(st.uuids().map(str), unique=True, min_size=2, max_size=6), st.data())
+def test_an_id_is_cited_if_it_was_read(ids: list[str], data: Any) -> None:
+    read = data.draw(st.lists(st.sampled_from(ids)))
+    named = data.draw(st.lists(st.sampled_from(ids)))
+
+    cited, unknown = guardrails.citations(f"[deployment {'] ['.join(named)}]".upper(), [json.dumps(read)])
+
+    assert cited == [each for each in dict.fromkeys(named) if each in read]
+    assert unknown == [each for each in dict.fromkeys(named) if each not in read]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["password" * 5000, "eyJ-" * 5000, "-----BEGIN " * 3000, "a" * 40_000, "Bearer " * 8000, '"' * 40_000],
+    ids=["names", "tokens", "keys", "letters", "bearers", "quotes"],
+)
+def test_no_text_takes_long(hostile: str) -> None:
+    began = time.process_time()
+    REDACTOR.text(hostile)
+
+    assert time.process_time() - began < 2
