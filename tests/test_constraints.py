@@ -16,6 +16,7 @@ from app.database import open_engine, ping_when_idle
 from app.models import Deployment, new_id
 from app.runtime import Runtime
 from app.settings import DatabaseSettings
+from tests.domain.proposing import table
 from tests.factories import RISK_62, make_deployment
 
 
@@ -86,6 +87,52 @@ async def test_a_request_names_its_deployments_submitter_and_is_the_only_open_on
 
     assert await refused(session, insert + values, by="mallory", **given) == "ck_approvals_submitted_by"
     assert await refused(session, insert + values, by="alice", **given) == "uq_approvals_one_pending"
+
+
+@pytest.mark.parametrize(
+    ("change", "constraint"),
+    [
+        ("author = 'Bob'", "approved_by_another"),
+        ("author = 'bOB'", "approved_by_another"),
+        ("decided_by = 'ALICE'", "approved_by_another"),
+        ("decided_by = NULL", "approved_by_another"),
+        ("decided_by_id = author_id", "approved_by_another"),
+        ("decided_by_id = NULL", "approved_by_another"),
+        ("approved_digest = NULL", "nothing_without_approval"),
+        ("approved_digest = 'another'", "nothing_without_approval"),
+        ("digest = 'another'", "nothing_without_approval"),
+        ("digest = NULL", "proposal"),
+        ("status = 'AWAITING_APPROVAL', digest = NULL", "proposal"),
+        ("text = NULL", "proposal"),
+        ("actions = NULL", "proposal"),
+        ("expires_at = NULL", "proposal"),
+        ("actions = '{}'", "actions"),
+        ("actions = 'null'", "actions"),
+        ("revision = -1", "revision"),
+        ("status = 'COMPLETED'", "finished"),
+        ("status = 'EXPIRED'", "finished"),
+        ("finished_at = now()", "finished"),
+    ],
+)
+async def test_nothing_is_carried_out_that_another_person_has_not_approved(
+    session: AsyncSession, change: str, constraint: str
+) -> None:
+    await (await table(session)).approved("rollback")
+
+    assert await refused(session, f"UPDATE ai_tasks SET {change}") == f"ck_ai_tasks_{constraint}"
+
+
+async def test_what_became_of_an_action_stands_there_once(session: AsyncSession) -> None:
+    desk = await table(session)
+    task = await desk.approved("pause")
+    await desk.carried_out(task.id)
+    insert = (
+        "INSERT INTO ai_actions (task_id, position, outcome, at) VALUES (:task, :position, 'done', now())"
+    )
+
+    assert await refused(session, insert, task=task.id, position=0) == "pk_ai_actions"
+    assert await refused(session, insert, task=task.id, position=-1) == "ck_ai_actions_position"
+    assert await refused(session, insert, task=new_id(), position=0) == "fk_ai_actions_task_id"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, InstallState, Observed, Plane
 from app.domain import (
+    ai_decisions,
     audit,
     blockers,
     commands,
@@ -35,6 +36,7 @@ from app.domain.policies import STANDARD
 from app.domain.pushes import Push
 from app.domain.sweeping import WATCHES, Aged, Times, Watch
 from app.models import (
+    AiTaskStatus,
     Deployment,
     DeploymentStatus,
     Effect,
@@ -45,6 +47,7 @@ from app.models import (
     Ring,
     RingDeployment,
 )
+from tests.domain.proposing import code_of, seated, table
 from tests.domain.steps import S, event_types, measure, operation_of, pass_ring, push, reload
 from tests.domain.test_drift import look, seen
 from tests.factories import NOON, RISK_62, make_deployment, manifest
@@ -61,6 +64,9 @@ PUT_IN = {
     "operation": "UPDATE operations SET status = CAST(:state AS operation_status), finished_at = NULL,"
     " lease_owner = CASE :state WHEN 'RUNNING' THEN 'me' END,"
     " lease_until = CASE :state WHEN 'RUNNING' THEN now() END",
+    "message": "UPDATE messages SET status = CAST(:state AS message_status), finished_at = NULL"
+    " WHERE role = 'assistant'",
+    "ai_task": "UPDATE ai_tasks SET status = CAST(:state AS ai_task_status), finished_at = NULL",
 }
 
 
@@ -156,6 +162,9 @@ class TestTable:
         deployment = await make_deployment(session, risk_factors=RISK_62, target_ring=Ring.PILOT)
         await pass_ring(session, deployment, Ring.LAB, NOON)
         await look(session, deployment, Observed(assigned=False), NOON)
+        desk = await seated(session, deployment)
+        await desk.approved()
+        await desk.said()
         await end_work(session, ago=HOUR)
         over = "ROLLING_BACK" if state == "ROLLING_BACK" else "FAILED"
         await session.execute(text(PUT_IN["deployment"]), {"state": over})
@@ -536,6 +545,65 @@ class TestDrift:
 
         assert await sweep_late(session, now + HOUR + AWAY + S) == []
         assert await seen(session) == [("missing_assignment", "ESCALATED")]
+
+
+class TestTasks:
+    """Proposals hold for their time, and nobody waits for work that nobody does."""
+
+    async def test_a_proposal_that_nobody_decided_on_expires_and_the_history_tells(
+        self, session: AsyncSession
+    ) -> None:
+        desk = await table(session)
+        task = await desk.proposed("rollback")
+        over = NOON + 5 * S + 4 * HOUR
+
+        assert ("ai_task", "AWAITING_APPROVAL") not in await sweep(session, over - S)
+        assert ("ai_task", "AWAITING_APPROVAL") in await sweep(session, over)
+
+        assert (await desk.seen(task.id)).status is AiTaskStatus.EXPIRED
+        assert "ai_task.expired" in await event_types(session, desk.deployment)
+        assert (await audit.verify(session)).broken == []
+
+    async def test_what_was_approved_meanwhile_does_not_expire(self, session: AsyncSession) -> None:
+        desk = await table(session)
+        task = await desk.proposed("rollback")
+        now = NOON + DAY
+        watch = next(watch for watch in WATCHES if AiTaskStatus.AWAITING_APPROVAL in watch.states)
+        listed = [(watch, await sweeping.aged(session, watch, times(now)))]
+        await ai_decisions.approve(session, task.id, desk.decision())
+
+        assert await enforce(session, listed, now) == []
+        assert (await desk.seen(task.id)).status is AiTaskStatus.APPROVED
+
+    @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "REVISION_REQUESTED", "APPROVED", "EXECUTING"])
+    @pytest.mark.parametrize("gone", [False, True], ids=["ended", "gone"])
+    async def test_a_task_whose_work_has_ended_without_it_has_failed(
+        self, session: AsyncSession, state: str, *, gone: bool
+    ) -> None:
+        desk = await table(session)
+        task = await desk.approved("rollback")
+        await session.execute(text(PUT_IN["ai_task"]), {"state": state})
+        await end_work(session, ago=timedelta(minutes=9))
+        assert ("ai_task", state) not in await sweep(session, NOON + 7 * S)
+
+        await end_work(session, ago=timedelta(minutes=11))
+        if gone:
+            await session.execute(text("DELETE FROM operations WHERE id = :id"), {"id": task.operation_id})
+        before = await desk.state(desk.deployment.id)
+        assert await sweep(session, NOON + 7 * S) == [("ai_task", state)]
+
+        assert code_of(await desk.seen(task.id)) == (AiTaskStatus.FAILED, "deadline")
+        assert await desk.state(desk.deployment.id) == before
+        assert await desk.done(task.id) == []
+        seen = "ai_task.failed" in await event_types(session, desk.deployment)
+        assert seen is (state in {"APPROVED", "EXECUTING"})
+
+    async def test_two_sweepers_that_saw_it_at_once_end_it_once(self, session: AsyncSession) -> None:
+        desk = await table(session)
+        await desk.proposed("rollback")
+
+        assert await sweep_late(session, NOON + DAY) == []
+        assert (await event_types(session, desk.deployment)).count("ai_task.expired") == 1
 
 
 async def test_the_longest_time_is_told_with_what_enforcing_it_takes() -> None:
