@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app.ai import guardrails
 from app.ai.contract import Reply, StopReason, ToolCall, ToolResult, UserTurn
 from app.ai.prompts import load
@@ -15,10 +17,10 @@ from app.domain import ai_actions, ai_tasks, proposals
 from app.domain.ai_actions import Means
 from app.domain.ai_tasks import CARRY_OUT, Wanted
 from app.domain.proposals import Proposal, ProposalDenied
-from app.models import ActionOutcome
+from app.models import ActionOutcome, Operation
 from app.models.base import Json
 from workers.assistant import Over, Talk, assistant_of, denied
-from workers.context import Done, Job, Outcome
+from workers.context import CancelRequested, Done, Job, Outcome
 
 TASK = load("task.v1")
 MOST_DENIALS = 3
@@ -168,12 +170,23 @@ async def carry_out(job: Job) -> Outcome:
         number = await ai_actions.begin(session, task_id, means_of(job))
     for position in range(number or 0):
         async with job.holding() as session:
+            await _go_on(job, session)
             outcome = await ai_actions.carry_out(session, task_id, position, means_of(job))
         if outcome is not ActionOutcome.DONE:
             return Done({"outcome": "refused", "position": position})
     async with job.holding() as session:
         task = await ai_actions.finish(session, task_id, means_of(job))
     return Done({"outcome": task.status.value.lower()})
+
+
+async def _go_on(job: Job, session: AsyncSession) -> None:
+    """Unless somebody wants the operation to stop; it is locked.
+
+    Raises:
+        CancelRequested: so it is.
+    """
+    if (await session.get_one(Operation, job.claimed.id)).cancel_requested:
+        raise CancelRequested
 
 
 def means_of(job: Job) -> Means:
