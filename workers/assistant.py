@@ -242,6 +242,8 @@ async def ask_model(talk: Talk, question: Ask, *, prompt: str) -> Reply:
     try:
         reply = guardrails.held(await _streamed(talk, assistant, ask, text))
     except (Over, CallError, asyncio.CancelledError) as error:
+        if isinstance(error, CallError):  # providers repeat what they were sent
+            error.detail = assistant.redactor.text(error.detail)
         await _end(talk, call_id, began, _broken_off(error, text, size))
         raise
     await _end(talk, call_id, began, _ended(reply, size))
