@@ -89,7 +89,6 @@ async def test_a_rollout_that_is_held_is_explained_and_taken_back_by_two_people(
     done = json.loads((await bob.types("ai", "show", made["id"], "--json"))[1])
     assert done["status"] == "COMPLETED"
     assert [action["outcome"] for action in done["proposal"]["actions"]] == ["done"]
-    await world.one_object_each(ended)
 
 
 async def test_a_conversation_goes_on_and_is_there_for_programs(world: World) -> None:
