@@ -31,6 +31,7 @@ STEPS, WORKERS, POSTGRES, REDIS = (
     "tests/faults/test_postgres.py",
     "tests/faults/test_redis.py",
 )
+ASSISTANT = "tests/faults/test_assistant.py"
 FLEET, HTTP = "tests/resilience/test_fleet_processes.py", "tests/resilience/test_http_faults.py"
 
 FAULTS: tuple[Fault, ...] = (
@@ -305,6 +306,39 @@ FAULTS: tuple[Fault, ...] = (
         "an operator isolates a service",
         "work waits, then goes on at once",
         (f"{OUT}::test_an_isolated_service_is_left_alone_until_it_is_enabled",),
+    ),
+    Fault(
+        "C60",
+        "the language model hangs, trickles, breaks off, refuses, is overloaded",
+        "the answer ends within its time, what there was of it is kept; no rollout waits",
+        (
+            "tests/workers/test_conversation_faults.py::",
+            f"{ASSISTANT}::test_a_provider_that_hangs_keeps_no_rollout_waiting",
+        ),
+    ),
+    Fault(
+        "C60 killed",
+        "a worker is killed in the middle of a streamed answer; an answer is delivered ten times",
+        "another goes on after the last finished round; one answer",
+        (
+            f"{ASSISTANT}::test_a_worker_killed_in_the_middle_of_an_answer",
+            "tests/workers/test_conversations.py::test_one_answer_is_made_however_often_it_is_delivered",
+        ),
+    ),
+    Fault(
+        "C60 hostile",
+        "applications and devices whose names and messages are orders to the model, and it obeys",
+        "denied and counted; nothing changes",
+        (
+            "tests/workers/test_hostile_data.py::test_the_name_of_an_application_is_no_order",
+            "tests/workers/test_hostile_data.py::test_what_a_device_says_is_no_order",
+        ),
+    ),
+    Fault(
+        "C60 secrets",
+        "secrets in names, messages, reasons, and what the model and its provider say",
+        "none in a request, a log or a row",
+        ("tests/workers/test_hostile_data.py::test_no_secret_goes_out_or_is_kept",),
     ),
     Fault(
         "plane",

@@ -196,7 +196,7 @@ async def test_no_secret_goes_out_or_is_kept(
             for secret in NEVER:
                 assert secret not in told, where
         assert PLAIN in asked
-        assert where == "provider" or asked.count("[redacted]") >= len(CANARIES)
+        assert where == "provider" or asked.count("[redacted]") >= len(CANARIES) - 1  # an address is no cause
 
 
 JSON = {"content-type": "application/json"}
