@@ -53,6 +53,62 @@ def test_imports_go_one_way() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def used_of(path: Path, *modules: str) -> set[str]:
+    """What a file takes of modules, as ``module.name``, and modules it hands on whole."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    taken = {
+        id(node.value): f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in modules]
+    return {taken.get(id(node), node.id) for node in named}
+
+
+def domain_of(path: Path) -> set[str]:
+    """The modules of the domain that a file imports, by whatever way."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "app.domain":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("app.domain."):
+            found.add(str(node.module).split(".")[2])
+    return found
+
+
+def test_what_a_task_may_bring_about_are_these_three_orders() -> None:
+    """Whoever adds one here has let a language model do more: ``proposals`` says what that takes."""
+    actions = ROOT / "app" / "domain" / "ai_actions.py"
+
+    assert used_of(actions, "commands", "retries", "rollback") == {
+        *("commands.pause", "retries.retry", "rollback.begin"),
+    }
+    assert domain_of(actions) == {
+        *("accounts", "ai_tasks", "budgets", "commands", "operations", "proposals", "retries", "rollback"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("app/domain/ai_tasks.py", "app/domain/ai_decisions.py", "app/domain/proposals.py"),
+        *("workers/ai_tasks.py", "workers/assistant.py", "workers/conversations.py"),
+        *("app/api/ai_tasks.py", "app/api/conversations.py"),
+        *("app/domain/conversations.py", "app/domain/inquiries.py", "app/domain/ai_calls.py"),
+    ],
+)
+def test_nothing_of_the_assistant_has_an_order_at_hand(name: str) -> None:
+    orders = {
+        *("approvals", "board", "commands", "drift", "effects", "freezes", "intents", "lanes", "promotion"),
+        *("pushes", "repairs", "retries", "risk", "rollback", "withdrawal"),
+    }
+
+    assert not domain_of(ROOT / name) & orders
+    assert used_of(ROOT / name, "deployments") <= {
+        *("deployments.exists", "deployments.get", "deployments.lock", "deployments.RECENT"),
+    }
+
+
 @pytest.mark.parametrize(("library", "importer"), ONLY_IMPORTER.items())
 def test_each_library_has_one_importer(library: str, importer: str) -> None:
     users = {

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.ai import guardrails
-from app.ai.contract import Reply, StopReason, ToolCall, ToolResult, UserTurn
+from app.ai.contract import ModelTurn, Reply, StopReason, ToolCall, ToolResult, UserTurn
 from app.ai.prompts import load
 from app.ai.tools import SUBMIT, BadArguments, arguments_of
 from app.domain import ai_actions, ai_tasks, proposals
@@ -19,7 +19,7 @@ from app.domain.ai_tasks import CARRY_OUT, Wanted
 from app.domain.proposals import Proposal, ProposalDenied
 from app.models import ActionOutcome, Operation
 from app.models.base import Json
-from workers.assistant import Over, Talk, assistant_of, denied
+from workers.assistant import Over, Talk, assistant_of, denied, turns_of
 from workers.context import CancelRequested, Done, Job, Outcome
 
 TASK = load("task.v1")
@@ -96,11 +96,16 @@ class Making:
             return self._made
         reply = await self._talk.answer()
         if self._made is None and reply.stop is not StopReason.REFUSAL:
-            self._talk.turns = (*self._talk.turns, REMINDER)
+            self._remind(reply)
             reply = await self._talk.answer()
         if self._made is None:
             raise Over(*_why_none(reply))
         return self._made
+
+    def _remind(self, reply: Reply) -> None:
+        """After what it has read and said; the rounds that follow are stored by themselves."""
+        talk, said = self._talk, (ModelTurn(reply.text),) if reply.text.strip() else ()
+        talk.turns, talk.steps = (*talk.turns, *turns_of(talk.steps), *said, REMINDER), []
 
     async def _submit(self, call: ToolCall) -> ToolResult:
         if self._made is not None:

@@ -135,6 +135,14 @@ def denied(reason: str) -> float:
     return telemetry.registry.get_sample_value("eucora_ai_denied_total", {"reason": reason}) or 0.0
 
 
+def oldest(state: AiTaskStatus) -> float:
+    """How near the oldest task in a state is to its limit, as the metric tells; fails if it does not."""
+    labels = {"machine": "ai_task", "state": state.value}
+    value = telemetry.registry.get_sample_value("eucora_oldest_state_age_ratio", labels)
+    assert value is not None
+    return value
+
+
 @asynccontextmanager
 async def held_at(assisted: Assisted, position: int) -> AsyncIterator[None]:
     """Whoever carries out the action there is kept from committing it."""

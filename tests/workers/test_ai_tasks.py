@@ -40,6 +40,7 @@ from tests.workers.tasking import (
     history,
     is_,
     laid,
+    oldest,
     outrun,
     over,
     reached,
@@ -199,7 +200,7 @@ class TestHostile:
 
         task = await assisted.task(deployment_id, ROLLBACK, handing_in(other, "rollback"))
 
-        assert code_of(task) == (FAILED, "no_proposal")
+        assert code_of(task) == (FAILED, "proposal_denied")
         await untouched(assisted, other)
 
     async def test_after_three_denials_the_task_has_failed(self, assisted: Assisted) -> None:
@@ -260,6 +261,19 @@ class TestProvider:
         done = await row(assisted, task.operation_id)
         assert (done.status, done.result) == (OperationStatus.SUCCEEDED, {"outcome": "failed", "code": code})
         await untouched(assisted, deployment_id)
+
+    @pytest.mark.parametrize("assisted", ["openai", "anthropic"], indirect=True)
+    async def test_a_model_that_forgets_to_hand_one_in_is_reminded_last_of_all(
+        self, assisted: Assisted
+    ) -> None:
+        order = "[[call list_planes {}]] [[say Here you are.]]"
+
+        await assisted.task(await stuck(assisted.runtime), ROLLBACK, order)
+
+        messages = (await assisted.asked())[2]["body"]["messages"]
+        assert "Here you are." in json.dumps(messages[-2])
+        assert [message["role"] for message in messages[-2:]] == ["assistant", "user"]
+        assert "submit_proposal" in json.dumps(messages[-1])
 
     @pytest.mark.parametrize("order", ["[[malformed]]", "[[wrong-arguments]]", "[[call rm_rf {}]]"])
     async def test_a_call_that_is_none_is_refused_and_the_model_goes_on(
@@ -348,6 +362,28 @@ class TestProvider:
         after = await assisted.seen(task.id)
         assert after.status is FAILED
         assert "no language model" in (after.error or {})["message"]
+
+
+class TestAge:
+    """How long tasks are in their states is told."""
+
+    async def test_the_metric_tells_of_each_state_and_the_sweeper_ends_what_is_over(
+        self, assisted: Assisted
+    ) -> None:
+        deployment_id = await stuck(assisted.runtime)
+        task = await laid(assisted, deployment_id, "pause", kind=TRIAGE)
+        half = "UPDATE ai_tasks SET proposed_at = now() - interval '6 hours', expires_at = :at"
+        assert task.expires_at is not None
+        await assisted.sql(half, at=task.expires_at - timedelta(hours=6))
+        times = sweeper.times_of(assisted.runtime)
+
+        assert await sweeper.sweep(assisted.runtime, times) == 0
+        assert 0.49 < oldest(WAITS) < 0.51
+        assert {oldest(state) for state in sorted(set(AiTaskStatus) - ai_tasks.FINISHED - {WAITS})} == {0.0}
+        assert await sweeper.sweep(assisted.runtime, times.at(times.now + timedelta(hours=7))) >= 1
+
+        assert (await assisted.seen(task.id)).status is AiTaskStatus.EXPIRED
+        assert (await history(assisted, deployment_id))[-1].type == "ai_task.expired"
 
 
 class TestRepeated:
