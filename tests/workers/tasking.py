@@ -2,14 +2,16 @@
 """Tasks of the assistant in the hands of workers: asked for, broken, run until they are over."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select, text
 
 from app import telemetry
+from app.ai.contract import Ask, Reply, StopReason, ToolCall
 from app.domain import ai_tasks, audit, deployments, dispatch, operations, outcomes, proposals
 from app.models import AiTask, AiTaskKind, AiTaskStatus, Deployment, Event, Operation, OperationStatus, new_id
 from app.settings import Settings
@@ -47,6 +49,38 @@ def handing_in(deployment_id: UUID, *actions: str, **more: Any) -> str:
         {"action": each, "deployment_id": str(deployment_id), "reason": "as measured"} for each in actions
     ]
     return f"[[propose {json.dumps({'text': 'It failed.', 'actions': named} | more)}]]"
+
+
+@dataclass(slots=True)
+class Scripted:
+    """A model behind the port that says just this, answer by answer."""
+
+    replies: list[Reply]
+    name: str = "openai"
+    model: str = "scripted"
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[str | Reply, None]:
+        del ask
+        yield self.replies.pop(0)
+
+    async def check(self) -> str:
+        return "it is there"
+
+
+def saying(assisted: Assisted, *replies: tuple[str, list[tuple[str, str]]]) -> Assisted:
+    """With a model that gives these texts, each with calls: a tool's name and its arguments."""
+    made = [
+        Reply(
+            said,
+            tuple(ToolCall(f"call-{number}", *call) for number, call in enumerate(calls)),
+            StopReason.TOOLS if calls else StopReason.END,
+            None,
+            "scripted",
+        )
+        for said, calls in replies
+    ]
+    model = replace(assisted.runtime.assistant, provider=Scripted(made))
+    return replace(assisted, runtime=replace(assisted.runtime, model=model))
 
 
 async def asked(assisted: Assisted, deployment_id: UUID, kind: AiTaskKind, **given: Any) -> AiTask:

@@ -45,6 +45,7 @@ from tests.workers.tasking import (
     over,
     reached,
     row,
+    saying,
     untouched,
     waiting_behind,
 )
@@ -215,13 +216,28 @@ class TestHostile:
 
     async def test_the_first_proposal_is_not_replaced(self, assisted: Assisted) -> None:
         """A model may ask for two things at once."""
-        deployment_id = await stuck(assisted.runtime)
+        deployment_id, before = await stuck(assisted.runtime), denied("proposal")
         both = [handing_in(deployment_id, each)[len("[[propose ") : -2] for each in ("pause", "rollback")]
-        orders = " ".join(f"[[call submit_proposal {each}]]" for each in both)
+        model = saying(assisted, ("", [("submit_proposal", each) for each in both]))
 
-        task = await assisted.task(deployment_id, ROLLBACK, orders)
+        task = await model.task(deployment_id, ROLLBACK)
 
         assert [action["action"] for action in task.actions or []] == ["pause"]
+        assert denied("proposal") == before + 1
+
+    @pytest.mark.parametrize("odd", ["\x00", "\ud800"], ids=["nul", "half"])
+    async def test_words_that_cannot_be_stored_fail_nothing(self, assisted: Assisted, odd: str) -> None:
+        deployment_id = await stuck(assisted.runtime)
+        model = saying(
+            assisted,
+            (f"I look{odd}.", [(f"list{odd}planes", "{}"), ("list_planes", f'{{"a": "{odd}"}}')]),
+            (f"I propose{odd}.", [("submit_proposal", json.dumps({"text": f"Pause{odd}", "actions": []}))]),
+            ("", [("submit_proposal", json.dumps({"text": "Wait.", "actions": []}))]),
+        )
+
+        task = await model.task(deployment_id, ROLLBACK)
+
+        assert code_of(task) == (WAITS, None), (await row(assisted, task.operation_id)).error
 
     @pytest.mark.parametrize(
         "text", ["\\ud800", "\\u0000", "[" * 600 + "]" * 600], ids=["half", "nul", "deep"]
