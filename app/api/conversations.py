@@ -39,7 +39,7 @@ Spot = tuple[int, int, int, int]
 One character more than there are: the end was told, too.
 """
 BEGINNING: Spot = (0, 0, 0, 0)
-SPOT = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+SPOT = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
 
 
 class MessageCreate(Given):

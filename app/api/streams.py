@@ -25,6 +25,8 @@ INTERVAL = 0.25
 HEARTBEAT = 15.0
 BATCH = 500
 STREAM = "text/event-stream"
+LINE_ENDS = {each.encode(): b"\\u%04x" % ord(each) for each in "\x85\u2028\u2029"}
+"""No ends of lines here, but many clients take them for some (``str.splitlines``)."""
 
 
 class Watcher(Generic[Place]):
@@ -54,10 +56,12 @@ Feed = Callable[[AsyncSession, Watched[Place]], Awaitable[None]]
 
 
 def message(place: str, body: bytes) -> bytes:
-    """One event as it stands in a stream.
+    """One event as it stands in a stream; ``body`` is JSON.
 
     No event name: a browser hands only unnamed messages to ``onmessage``; the type is in the body.
     """
+    for end, escaped in LINE_ENDS.items():
+        body = body.replace(end, escaped)
     return b"id: %s\ndata: %s\n\n" % (place.encode("ascii"), body)
 
 
