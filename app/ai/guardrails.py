@@ -85,9 +85,12 @@ class Redactor:
     def json(self, text: str) -> str:
         """JSON that stays JSON, though something is cut out of it; anything else as a text."""
         try:
-            return as_json(self.data(json.loads(text)))
+            value = json.loads(text)
+            cut = self.data(value)
         except (ValueError, RecursionError):
             return self.text(text)
+        as_it_is = cut == value and self.text(text) == text  # of a name given twice only one value was seen
+        return text if as_it_is else as_json(cut)
 
     def _turn(self, turn: Turn) -> Turn:
         if isinstance(turn, UserTurn):

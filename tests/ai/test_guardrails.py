@@ -86,6 +86,15 @@ def test_a_value_under_a_telling_name_is_cut_out() -> None:
     assert found == {"client_secret": CUT, "tokens": [1], "name": {"password": [CUT, 1, None]}}
 
 
+@pytest.mark.parametrize("arguments", ['{"a":  1}', '{"a": "\\ud800"}', "[" * 9000, '{"a": ', "", '"x"'])
+def test_what_has_no_secret_is_told_as_it_was(arguments: str) -> None:
+    assert REDACTOR.json(arguments) == arguments
+
+
+def test_a_secret_does_not_hide_behind_a_name_that_is_given_twice() -> None:
+    assert "hunter22" not in REDACTOR.json('{"a": "password: hunter22", "a": "x"}')
+
+
 PIECES = st.lists(
     st.sampled_from(
         [
