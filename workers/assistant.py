@@ -31,12 +31,13 @@ from app.ai.contract import (
 )
 from app.ai.guardrails import LONGEST_ANSWER, Redactor
 from app.ai.prompts import Prompt
+from app.ai.settings import WHAT_TO_SET
 from app.ai.tools import INQUIRIES, Arguments, BadArguments
 from app.connectors.contract import Plane
 from app.domain import accounts, ai_calls, digests, inquiries
 from app.domain.inquiries import Sight
 from app.domain.operations import Failure
-from app.errors import AiLimitReached, ControlPlaneError
+from app.errors import AiLimitReached, AiNotConfigured, ControlPlaneError
 from app.models.base import Json
 from app.resilience.errors import AttemptTimeout, CallError, NotConfigured
 from app.resilience.status import BreakerState
@@ -59,6 +60,12 @@ class Over(Exception):
     def __init__(self, code: str, detail: str, *, error_class: str = "permanent") -> None:
         super().__init__(detail)
         self.failure = Failure(error_class, code, detail, SERVICE)
+
+
+class NoModel(NotConfigured):
+    """No language model is configured where the work runs; it waits for a worker that has one."""
+
+    code = AiNotConfigured.code
 
 
 Extra = Callable[[ToolCall], Awaitable[ToolResult]]
@@ -221,10 +228,10 @@ def assistant_of(job: Job) -> Assistant:
     """The language model.
 
     Raises:
-        NotConfigured: this worker has none, whatever the API has.
+        NoModel: this worker has none, whatever the API has.
     """
     if job.runtime.model is None:
-        raise NotConfigured("this worker has no language model configured", service=SERVICE)
+        raise NoModel(f"this worker has no language model configured: {WHAT_TO_SET}", service=SERVICE)
     return job.runtime.model
 
 

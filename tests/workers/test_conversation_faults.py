@@ -176,6 +176,38 @@ async def test_a_provider_that_will_not_answer_ends_it(assisted: Assisted, fault
     assert {call.error_code for call in await assisted.calls()} == {REFUSED[fault][1]}
 
 
+async def test_a_worker_without_a_language_model_leaves_it_to_one_that_has_one(assisted: Assisted) -> None:
+    conversation = await assisted.say("[[words 2]]")
+    without = replace(assisted, runtime=replace(assisted.runtime, model=None))
+
+    waiting = await without.run(conversation.operation_id)
+
+    assert waiting.status is OperationStatus.WAITING
+    assert waiting.error is not None
+    assert waiting.error["code"] == "ai_not_configured"
+    assert "EUCORA_AI__PROVIDER" in waiting.error["message"]
+    await ended(assisted, conversation.operation_id)
+    assert (await assisted.messages(conversation.id))[-1].content == "w1 w2"
+
+
+async def test_a_run_that_follows_another_has_what_is_left_of_the_time(assisted: Assisted) -> None:
+    await assisted.pace(cut_after=3, once=True)
+    conversation = await assisted.say("[[words 100000]]")
+    await assisted.run(conversation.operation_id)
+    await assisted.pace(per_word=0.05)
+    began = "now() - interval '109.4 seconds'"
+    await assisted.sql(f"UPDATE messages SET began_at = {began} WHERE status = 'ANSWERING'")
+
+    await ended(assisted, conversation.operation_id, within=3)
+
+    answer = (await assisted.messages(conversation.id))[-1]
+    assert answer.status is MessageStatus.INCOMPLETE
+    assert answer.error is not None
+    assert answer.error["code"] == "deadline"
+    assert answer.content.startswith("w1 w2 w3")
+    assert [call.error_code for call in await assisted.calls()] == ["transient", "deadline"]
+
+
 ENDINGS = ("silent_after", "pings_after", "cut_after", "error_after")
 
 
