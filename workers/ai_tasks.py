@@ -126,12 +126,11 @@ class Making:
         Raises:
             BadArguments, ProposalDenied: it is none, or not one of this task.
         """
-        given = arguments_of(call)
+        given, redactor = arguments_of(call), self._job.runtime.assistant.redactor
         try:
-            plain = self._job.runtime.assistant.redactor.data(given)
+            return proposals.check(self._wanted.kind, self._wanted.deployment_id, redactor.data(given))
         except RecursionError as error:
             raise BadArguments("the arguments are nested too deeply") from error
-        return proposals.check(self._wanted.kind, self._wanted.deployment_id, plain)
 
     async def _keep_step(self, steps: list[Json]) -> None:
         async with self._job.holding() as session:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Path
-from pydantic import Field
+from pydantic import Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
@@ -30,8 +30,9 @@ from app.api.schema import (
 )
 from app.domain import ai_decisions, ai_tasks, proposals
 from app.domain.ai_decisions import Decision
-from app.domain.proposals import ActionKind
+from app.domain.proposals import ActionKind, ProposalDenied
 from app.models import ActionOutcome, AiAction, AiTask, AiTaskKind, AiTaskStatus
+from app.models.base import Json
 from app.security import Permission
 
 router = APIRouter(prefix="/ai/tasks", tags=["ai"], route_class=Route)
@@ -120,18 +121,27 @@ class TaskRead(Shown):
     def of(cls, row: AiTask, done: Sequence[AiAction]) -> Self:
         """What is shown of a task, with what became of its actions."""
         facts = {name: getattr(row, name) for name in FACTS}
-        decision = row if row.decided_by else None
-        return cls.model_validate(facts | {"proposal": _proposal_of(row, done), "decision": decision})
+        decision = DecisionRead.model_validate(row) if row.decided_by else None
+        return cls.model_validate(facts | {"proposal": _shown_proposal(row, done), "decision": decision})
 
 
-def _proposal_of(row: AiTask, done: Sequence[AiAction]) -> dict[str, Any] | None:
+def _shown_proposal(row: AiTask, done: Sequence[AiAction]) -> ProposalRead | None:
+    """None: there is none yet, or somebody altered the row so that it holds what no proposal may hold."""
     if row.digest is None or row.actions is None:
         return None
+    try:
+        proposals.stored(row.kind, row.deployment_id, row.actions)
+        return ProposalRead.model_validate(_proposal_of(row, row.actions, done))
+    except (ProposalDenied, ValidationError):
+        return None
+
+
+def _proposal_of(row: AiTask, proposed: Sequence[Json], done: Sequence[AiAction]) -> dict[str, Any]:
     outcomes = {each.position: each for each in done if each.task_id == row.id}
     nothing = dict.fromkeys(("outcome", "detail", "operation_id", "at"))
     actions = [
         {**action, **nothing, **(_outcome_of(outcomes[number]) if number in outcomes else {})}
-        for number, action in enumerate(row.actions)
+        for number, action in enumerate(proposed)
     ]
     plain = ("revision", "text", "digest", "model", "proposed_at", "expires_at")
     return {name: getattr(row, name) for name in plain} | {"actions": actions}

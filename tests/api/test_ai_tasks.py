@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from app.domain import ai_tasks, proposals
 from app.models import AiTask, AiTaskKind, Role
@@ -48,13 +49,13 @@ class People:
         task: dict[str, Any] = answer.json()
         return task
 
-    async def propose(self, task: dict[str, Any], *actions: str, text: str = "It failed.") -> dict[str, Any]:
+    async def propose(self, task: dict[str, Any], *actions: str, said: str = "It failed.") -> dict[str, Any]:
         named = [
             {"action": each, "deployment_id": self.deployment_id, "reason": "3 of 10"} for each in actions
         ]
         async with self.runtime.transaction() as session:
             row = await session.get_one(AiTask, task["id"])
-            made = proposals.check(row.kind, row.deployment_id, {"text": text, "actions": named})
+            made = proposals.check(row.kind, row.deployment_id, {"text": said, "actions": named})
             await ai_tasks.begin_proposing(session, row.id, now=self.runtime.clock())
             await ai_tasks.propose(session, row.id, made, model="m", now=self.runtime.clock())
         read: dict[str, Any] = (await self[Role.VIEWER].get(f"/ai/tasks/{task['id']}")).json()
@@ -198,6 +199,33 @@ class TestRead:
             paged, cursor = paged + [item["id"] for item in page["items"]], page["next_cursor"]
         assert (paged, cursor) == (everything, None)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            """actions = '[{"action": "deploy", "target": {}, "arguments": {}}]'""",
+            "actions = '[1]'",
+            "text = repeat('x', 30000)",
+            "digest = 'none'",
+            "revision = 2147483647",
+        ],
+    )
+    async def test_one_that_somebody_altered_keeps_nobody_from_the_others(
+        self, people: People, change: str
+    ) -> None:
+        broken, whole = await people.proposed("pause"), await people.proposed("pause")
+        async with people.runtime.autocommit() as connection:
+            statement = text(f"UPDATE ai_tasks SET {change} WHERE id = :id")
+            await connection.execute(statement, {"id": broken["id"]})
+
+        listed = (await people[Role.VIEWER].get("/ai/tasks")).json()["items"]
+
+        assert [(each["id"], each["proposal"]) for each in listed] == [
+            (whole["id"], whole["proposal"]),
+            (broken["id"], None),
+        ]
+        problem(await people.decide(broken, "approve"), 409, "scope_change_required")
+        assert (await people.decide(broken, "reject")).json()["status"] == "REJECTED"
+
     async def test_an_unknown_task_is_unknown(self, asker: httpx.AsyncClient) -> None:
         problem(await asker.get(f"/ai/tasks/{NOBODY}"), 404, "not_found")
         for what in DECISIONS:
@@ -228,7 +256,7 @@ class TestDecided:
         task, once = await people.proposed("pause"), key()
 
         first = await people.decide(task, "request-revision", json={"reason": "shorter"}, headers=once)
-        await people.propose(task, text="Short.")
+        await people.propose(task, said="Short.")
         again = await people.decide(task, "request-revision", json={"reason": "shorter"}, headers=once)
 
         assert first.content == again.content
@@ -288,7 +316,7 @@ class TestDecided:
         task = await people.proposed("pause")
         for number in range(4):
             assert (await people.decide(task, "request-revision")).status_code == 202
-            await people.propose(task, text=f"Again, {number}.")
+            await people.propose(task, said=f"Again, {number}.")
 
         refused = await people.decide(task, "request-revision")
 

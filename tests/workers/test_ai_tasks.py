@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from app.domain import ai_decisions, ai_tasks, operations, outcomes, sweeping
+from app.domain import ai_decisions, ai_tasks, operations, outcomes, rollback, sweeping
 from app.domain.sweeping import WATCHES
 from app.errors import ControlPlaneError, IllegalTransition
 from app.models import (
@@ -451,6 +451,8 @@ class TestRepeated:
         self, assisted: Assisted, tmp_path: Path, position: int
     ) -> None:
         deployment_id = await stuck(assisted.runtime)
+        done = "UPDATE operations SET status = 'SUCCEEDED', finished_at = now()"
+        await assisted.sql(done)  # workers would measure devices that no plane has
         task = await laid(assisted, deployment_id, *BOTH, kind=TRIAGE)
         workers = Workers(assisted.runtime.settings, tmp_path, command=("-m", "tests.faults.odd_clock"))
         try:
@@ -569,6 +571,26 @@ class TestAtOnce:
             assert code_of(after) in {(AiTaskStatus.COMPLETED, None), (FAILED, "cancelled")}
             assert len(done) == 1 or after.status is FAILED
         await history(assisted, deployment_id)
+
+    async def test_a_person_and_a_task_that_order_the_same_at_once_have_it_done_once(
+        self, assisted: Assisted
+    ) -> None:
+        runner = product_runner(assisted.runtime)
+        for number in range(3):
+            deployment_id = await stuck(assisted.runtime, app_name=f"App {number}")
+            started = await assisted.approve(
+                (await laid(assisted, deployment_id, "rollback", kind=ROLLBACK)).id
+            )
+
+            await asyncio.gather(runner.deliver({}, str(started)), self.take_back(assisted, deployment_id))
+
+            told = [each.type for each in await history(assisted, deployment_id)]
+            assert told.count("deployment.rolling_back") == told.count("ai_task.executed") == 1
+            assert (await row(assisted, started)).result == {"outcome": "completed"}
+
+    async def take_back(self, assisted: Assisted, deployment_id: UUID) -> None:
+        async with assisted.runtime.transaction() as session:
+            await rollback.begin(session, deployment_id, actor="Carol", now=assisted.runtime.clock())
 
     async def cancel(self, assisted: Assisted, operation_id: UUID | None) -> None:
         assert operation_id is not None
