@@ -30,6 +30,10 @@ _KEYS = (
     r"\beucora_[A-Za-z0-9_-]{40,}",
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     r"\bgh[pousr]_[A-Za-z0-9]{30,}",
+    r"\bgithub_pat_[A-Za-z0-9_]{20,}",
+    r"\bglpat-[A-Za-z0-9_-]{20,}",
+    r"\bAIza[A-Za-z0-9_-]{35}",
+    r"\b[A-Za-z0-9_~.]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34}",  # of an application of Entra ID
     r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
     r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
@@ -42,11 +46,11 @@ PRESENTED = re.compile(
 """In a header: no such word as "basic installation" has."""
 IN_ADDRESS = re.compile(r"\b(\w{1,20}(?:\+\w{1,20})?://[^\s:/@]*):(?!\[redacted\]@)[^\s@/]+@")
 TELLING = (
-    r"password|passwd|passphrase|pwd|secret|client[_ -]?secret|api[_ -]?key|access[_ -]?key|private[_ -]?key"
+    r"password|passwd|passphrase|pwd|secret|(?:api|access|account|private)[_ -]?key"
     r"|token|assertion|credentials?|(?<![A-Za-z])sig"
 )
 NAMED_SECRET = re.compile(
-    rf"((?:{TELLING})[\"']?(?:\s*[:=]\s*|\s+is\s+(?=\S*\d)))"
+    rf"((?:{TELLING})[\"']?(?:\s*(?:\bis\s*)?[:=]{{1,2}}>?\s*|\s+is\s+(?=\S*\d)))"
     r"(?![\"']?\[redacted\]|0x[0-9a-f]{1,16}\b)"
     r"(?:\"[^\"\n]{4,}\"|'[^'\n]{4,}'|[\"']?[^\s\"',;&}\\]{4,})",
     re.IGNORECASE,

@@ -29,6 +29,12 @@ SECRETS = {
     "a token of ours": ("use eucora_" + "Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmE", "Zm9vYmFy"),
     "a named password": ("password: hunter22", "hunter22"),
     "a password that is": ("the password is hunter22!", "hunter22"),
+    "a password that is, with a colon": ("my password is: correcthorse", "correcthorse"),
+    "an arrow": ("password => correcthorse", "correcthorse"),
+    "a key of storage": ("AccountName=me;AccountKey=Zm9vYmFy+/8=;End", "Zm9vYmFy"),
+    "a secret of Entra ID": ("it is abc8Q~" + "dEfGhIjKlMnOpQrStUvWxYz012345678.-", "dEfGhIjKl"),
+    "a key of Google": ("AIza" + "SyA1234567890abcdefghijklmnopqrstuv", "SyA123456"),
+    "a token of GitHub": ("github_pat_" + "11ABCDEFG0abcdefghijkl", "11ABCDEFG0"),
     "a variable": ("EUCORA_DB_PASSWORD=correcthorse", "correcthorse"),
     "a variable of AWS": ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG", "wJalrXUtnFEMI"),
     "a member": ("clientSecret: abcdefgh", "abcdefgh"),
@@ -53,6 +59,8 @@ ORDINARY = (
     "see eucora_operations_running_total and eucora_breaker_transitions_total",
     "https://example.com:8443/a@b?next=1",
     "secret santa: on friday",
+    "the password policy: see the handbook",
+    "is the token is is wrong?",
     '{"input_tokens": 12345, "output_tokens": 678}',
 )
 
@@ -119,7 +127,8 @@ def test_a_tools_answer_stays_one_piece_of_json_whatever_is_in_it(text: str) -> 
 
     content = result_of(REDACTOR.ask(Ask("", (ToolTurn((told,)),)))).content
 
-    assert json.loads(content) == {"tool": "t", "data": {"name": guardrails.storable(REDACTOR.text(text))}}
+    content.encode()
+    assert json.loads(content) == {"tool": "t", "data": {"name": REDACTOR.text(text)}}
 
 
 def test_what_is_too_much_is_shortened_and_says_so() -> None:

@@ -110,6 +110,18 @@ async def test_one_answer_is_made_however_often_it_is_delivered(alone: Assisted)
     assert len(await alone.asked()) == len(await alone.calls()) == 1
 
 
+async def test_an_answer_that_is_complete_is_not_made_again(alone: Assisted) -> None:
+    answer = await alone.answered("[[words 3]]")
+    back = "status = 'QUEUED', finished_at = NULL, run_after = now()"
+    await alone.sql(f"UPDATE operations SET {back}")  # its worker died before it could say so
+
+    operation = await alone.run(answer.operation_id)
+
+    assert operation.status is OperationStatus.SUCCEEDED
+    assert len(await alone.asked()) == 1
+    assert (await newest(alone, answer.conversation_id)).finished_at == answer.finished_at
+
+
 async def test_an_answer_that_is_cancelled_keeps_what_there_was_and_can_be_had_after_all(
     alone: Assisted,
 ) -> None:
