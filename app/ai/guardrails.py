@@ -9,8 +9,8 @@ from typing import Any
 
 from app.ai.contract import Ask, Json, ModelTurn, Reply, ToolCall, ToolResult, ToolTurn, Turn, UserTurn
 
-LONGEST_RESULT = 16_000
-"""Characters of one tool's answer."""
+LONGEST_RESULT = 24_000
+"""Characters of one tool's answer: room for the gates of five rings on five planes."""
 ROOM = ((2000, 400), (500, 100), (300, 40), (200, 20), (100, 10), (60, 5))
 """What is tried in turn where an answer is too long: characters of each text, and parts of each list."""
 LONGEST_ANSWER, LONGEST_LABEL, LONGEST_NAME, LONGEST_CALL, LONGEST_REFUSAL = 200_000, 200, 64, 100_001, 2000

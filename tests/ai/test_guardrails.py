@@ -144,6 +144,26 @@ def test_what_is_too_much_is_shortened_and_says_so() -> None:
     assert told["data"]["events"][-1]["sequence"] == 39
 
 
+def test_the_gates_of_a_whole_rollout_are_told_in_full() -> None:
+    names = ("failure_rate", "min_reported", "coverage", "success_rate", "soak", "rollback_possible")
+    criteria = [
+        {"name": name, "passed": True, "dry_run": False, "measured": 0.123456, "threshold": 0.98}
+        for name in names
+    ]
+    lane = {
+        "ring": "CANARY",
+        "plane": "landscape",
+        "verdict": "hold",
+        "reason": "gate_not_met",
+        "detail": None,
+    }
+    lane |= {"signature": "x" * 150, "measured_at": "2026-11-26T18:20:18.215050+00:00", "criteria": criteria}
+
+    result = guardrails.envelope("1", "read_gates", {"lanes": [lane] * 25})
+
+    assert json.loads(result.content) == {"tool": "read_gates", "data": {"lanes": [lane] * 25}}
+
+
 def test_what_cannot_be_shortened_is_not_told() -> None:
     result = guardrails.envelope("1", "t", {str(number): "x" for number in range(5000)})
 
@@ -209,8 +229,24 @@ def test_an_id_is_cited_if_it_was_read(ids: list[str], data: Any) -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["password" * 5000, "eyJ-" * 5000, "-----BEGIN " * 3000, "a" * 40_000, "Bearer " * 8000, '"' * 40_000],
-    ids=["names", "tokens", "keys", "letters", "bearers", "quotes"],
+    [
+        *(
+            "password" * 5000,
+            "eyJ-" * 5000,
+            "-----BEGIN " * 3000,
+            "a" * 40_000,
+            "Bearer " * 8000,
+            '"' * 40_000,
+        ),
+        *(
+            "password" + " " * 40_000,
+            "password is " * 4000,
+            "password is" + " " * 40_000,
+            'password:"' * 4000,
+        ),
+        *("password is " + "a" * 40_000, "a://" * 10_000, "Bearer " + "a" * 40_000, "\x00" * 40_000),
+    ],
+    ids=range(14),
 )
 def test_no_text_takes_long(hostile: str) -> None:
     began = time.process_time()
