@@ -306,7 +306,7 @@ async def end(
     """FAILED or EXPIRED; of what was laid before a person the history tells it. Both are locked."""
     waited = task.status not in PROPOSING
     error = None if failure is None else failure.to_json()
-    await move(session, task, status, now=now, error=error, steps=[])
+    await move(session, task, status, now=now, error=error)
     if waited:
         code = None if failure is None else failure.code
         record(session, deployment, task, status.value.lower(), actor=SYSTEM, now=now, code=code)
@@ -335,4 +335,4 @@ async def work_revived(session: AsyncSession, operation: Operation, *, now: date
         raise IllegalTransition(
             "what was approved is not begun twice: ask for a new task", status=task.status.value
         )
-    await move(session, task, AiTaskStatus.PENDING, now=now, error=None)
+    await move(session, task, AiTaskStatus.PENDING, now=now, error=None, steps=[])
