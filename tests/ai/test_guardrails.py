@@ -146,18 +146,10 @@ def test_what_is_too_much_is_shortened_and_says_so() -> None:
 
 def test_the_gates_of_a_whole_rollout_are_told_in_full() -> None:
     names = ("failure_rate", "min_reported", "coverage", "success_rate", "soak", "rollback_possible")
-    criteria = [
-        {"name": name, "passed": True, "dry_run": False, "measured": 0.123456, "threshold": 0.98}
-        for name in names
-    ]
-    lane = {
-        "ring": "CANARY",
-        "plane": "landscape",
-        "verdict": "hold",
-        "reason": "gate_not_met",
-        "detail": None,
-    }
-    lane |= {"signature": "x" * 150, "measured_at": "2026-11-26T18:20:18.215050+00:00", "criteria": criteria}
+    numbers = {"passed": True, "dry_run": False, "measured": 0.123456, "threshold": 0.98}
+    lane: dict[str, Any] = {"criteria": [{"name": name, **numbers} for name in names]}
+    lane |= {"ring": "CANARY", "plane": "landscape", "verdict": "hold", "reason": "gate_not_met"}
+    lane |= {"detail": None, "signature": "x" * 150, "measured_at": "2026-11-26T18:20:18.215050+00:00"}
 
     result = guardrails.envelope("1", "read_gates", {"lanes": [lane] * 25})
 

@@ -131,6 +131,14 @@ async def test_what_says_nothing_is_refused(asker: httpx.AsyncClient, content: o
     assert "content" in response.text or "NUL" in response.text
 
 
+async def test_half_a_character_is_refused(asker: httpx.AsyncClient) -> None:
+    headers = key() | {"Content-Type": "application/json"}
+
+    response = await asker.post(PATH, content=b'{"content": "a\\ud800b"}', headers=headers)
+
+    assert response.status_code in {400, 422}, response.text
+
+
 async def test_while_one_message_is_answered_the_next_is_refused(
     client: httpx.AsyncClient, api_runtime: Runtime
 ) -> None:
