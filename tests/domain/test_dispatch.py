@@ -160,7 +160,7 @@ async def test_relays_at_the_same_moment_share_the_due_operations(runtime: Runti
 async def test_the_longest_due_comes_first_and_kinds_without_a_job_are_left(runtime: Runtime) -> None:
     young, old, other = await enqueue(runtime), await enqueue(runtime), await enqueue(runtime)
     await alter(runtime, old, "run_after = run_after - interval '1 hour'")
-    await alter(runtime, other, "kind = 'execute_ai_task', queue = 'ai'")
+    await alter(runtime, other, "kind = 'of_a_later_release', queue = 'ai'")
 
     assert await due(runtime) == [old, young]
 
