@@ -38,7 +38,7 @@ async def test_a_worker_killed_in_the_middle_of_an_answer_leaves_one_answer(
         await stuck(assisted.runtime)
         await assisted.pace(per_word=0.2)
         crew = Workers(own.model_copy(update={"sandbox_url": stage.url}), own.data_dir, command=PRODUCT)
-        fleet = await asyncio.gather(*(crew.start(lease=1.5, heartbeat=0.4) for _ in range(2)))
+        fleet = await asyncio.gather(*(crew.start(lease=3.0, heartbeat=0.5) for _ in range(2)))
         conversation = await assisted.say("why is firefox stuck?")
 
         async def answer() -> Message:
@@ -94,7 +94,7 @@ async def test_a_provider_that_hangs_keeps_no_rollout_waiting(
         await eventually(
             lambda: operation(assisted, pushed),
             until=lambda row: row.status is OperationStatus.SUCCEEDED,
-            within=2,
+            within=5,
         )
 
         states = [(await operation(assisted, each)).status for each in asked if each]
