@@ -85,6 +85,11 @@ class Runtime:
     limits: Limits
     model: Assistant | None = None
 
+    def cleaned(self, text: str) -> str:
+        """What somebody typed, without secrets."""
+        redactor = self.model.redactor if self.model else Redactor(secrets_of(self.settings))
+        return redactor.text(text)
+
     @property
     def assistant(self) -> Assistant:
         """The language model.

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import telemetry
 from app.ai import guardrails
 from app.ai.contract import ModelTurn, Reply, StopReason, ToolCall, ToolResult, UserTurn
 from app.ai.prompts import load
@@ -175,8 +176,10 @@ async def carry_out(job: Job) -> Outcome:
     for position in range(number or 0):
         async with job.holding() as session:
             await _go_on(job, session)
-            outcome = await ai_actions.carry_out(session, task_id, position, means_of(job))
-        if outcome is not ActionOutcome.DONE:
+            carried = await ai_actions.carry_out(session, task_id, position, means_of(job))
+        if carried is not None and not carried.again:
+            telemetry.ai_actions.labels(carried.kind.value, carried.outcome.value).inc()
+        if carried is None or carried.outcome is not ActionOutcome.DONE:
             return Done({"outcome": "refused", "position": position})
     async with job.holding() as session:
         task = await ai_actions.finish(session, task_id, means_of(job))

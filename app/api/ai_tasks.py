@@ -156,7 +156,10 @@ class TaskPage(Page[TaskRead]):
 
 
 class DecisionGiven(Command):
-    """What speaks for it. With a `digest` it is refused (409) for any other proposal."""
+    """What speaks for it, without secrets. With a `digest` it is refused (409) for any other proposal.
+
+    Where there was more than one, an approval says which is meant, by `digest` or `If-Match`.
+    """
 
     digest: Digest | None = None
 
@@ -249,4 +252,5 @@ async def revise_ai_task(task_id: TaskId, order: OrderDep, body: DecisionGiven |
 def decision_of(order: Order, body: DecisionGiven | None) -> Decision:
     """The same in the domain's words."""
     by, given = order.by, body or DecisionGiven()
-    return Decision(order.call.actor, given.reason, by["now"], given.digest, by["version"])
+    reason = order.runtime.cleaned(given.reason) if given.reason else None
+    return Decision(order.call.actor, reason, by["now"], given.digest, by["version"])

@@ -186,6 +186,7 @@ class Order:
     ) -> None:
         self.session = session
         self.call = call
+        self.runtime = runtime
         self.by: Mapping[str, Any] = {"actor": call.actor.name, "now": runtime.clock(), "version": version}
 
 

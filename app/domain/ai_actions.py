@@ -47,9 +47,16 @@ async def begin(session: AsyncSession, task_id: UUID, means: Means) -> int | Non
     return len(task.actions or [])
 
 
-async def carry_out(
-    session: AsyncSession, task_id: UUID, position: int, means: Means
-) -> ActionOutcome | None:
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What became of one action; ``again``: it was so before."""
+
+    kind: ActionKind
+    outcome: ActionOutcome
+    again: bool = False
+
+
+async def carry_out(session: AsyncSession, task_id: UUID, position: int, means: Means) -> Carried | None:
     """One action, unless it was carried out before; None if the task came to its end instead.
 
     What the rules refuse is written down as refused, and ends the task.
@@ -59,7 +66,7 @@ async def carry_out(
         return None
     done = await session.get(AiAction, (task.id, position))
     if done is not None:
-        return done.outcome
+        return Carried(ActionKind(task.actions[position]["action"]), done.outcome, again=True)
     if await _refused(session, deployment, task, means, position):
         return None
     action = Action.from_json(task.actions[position])
@@ -73,7 +80,7 @@ async def carry_out(
         failure = Failure("policy_violation", "action_refused", f"{action.kind.value}: {row.detail}")
         await ai_tasks.end(session, deployment, task, AiTaskStatus.FAILED, failure, now=means.now)
     await session.flush()
-    return row.outcome
+    return Carried(action.kind, row.outcome)
 
 
 async def finish(session: AsyncSession, task_id: UUID, means: Means) -> AiTask:
@@ -113,7 +120,7 @@ async def why_not(session: AsyncSession, task: AiTask, now: datetime) -> Failure
     digest = _digest_of_valid(task)
     if digest is None or digest != task.approved_digest or digest != task.digest:
         return ALTERED
-    if await _approval(session, task) != ai_tasks.facts(task, reason=task.reason, actions=task.actions):
+    if await _approval(session, task) != ai_tasks.approval(task):
         return ALTERED
     if task.expires_at is None or task.expires_at <= now:
         return EXPIRED

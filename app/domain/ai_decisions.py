@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domain import ai_tasks, proposals
+from app.domain import ai_tasks, events, proposals
 from app.domain.accounts import Actor
 from app.domain.ai_tasks import CARRY_OUT, PROPOSE
 from app.domain.proposals import ProposalDenied
@@ -51,7 +51,8 @@ async def approve(session: AsyncSession, task_id: UUID, decision: Decision) -> t
         NotFound, VersionMismatch: no such task, or another version of it.
         OwnSubmission: it is the approver's own.
         IllegalTransition: there is nothing to decide, or its time is over.
-        ScopeChangeRequired: ``digest`` is given and is not the proposal's.
+        ScopeChangeRequired: ``digest`` is given and is not the proposal's; or it was proposed more than once
+            and is not said which one is meant.
     """
     deployment, task = await _decidable(session, task_id, decision)
     same = task.decided_by == decision.actor.name and decision.digest in {None, task.approved_digest}
@@ -60,10 +61,14 @@ async def approve(session: AsyncSession, task_id: UUID, decision: Decision) -> t
     if decision.actor.name.lower() == task.author.lower():
         raise OwnSubmission("nobody approves what was proposed for themselves")
     _check(task, decision)
+    _check_named(task, decision)
     _check_whole(task)
     columns = {"approved_digest": task.digest, **decision.columns}
     await ai_tasks.move(session, task, AiTaskStatus.APPROVED, now=decision.now, **columns)
-    _record(session, deployment, task, "approved", decision, actions=task.actions)
+    told = ai_tasks.approval(task)
+    events.record(
+        session, deployment, "ai_task.approved", actor=decision.actor.name, now=decision.now, after=told
+    )
     return task, await ai_tasks.enqueue(session, task, CARRY_OUT)
 
 
@@ -114,6 +119,14 @@ def _check(task: AiTask, decision: Decision) -> None:
         raise ScopeChangeRequired("the proposal is not what was looked at: read it again")
     if task.expires_at is None or task.expires_at <= decision.now:
         raise IllegalTransition("the proposal has expired: ask for a new one", status=status)
+
+
+def _check_named(task: AiTask, decision: Decision) -> None:
+    """That it is said which one is meant, where there was more than one."""
+    if task.revision > 1 and decision.digest is None and decision.version is None:
+        raise ScopeChangeRequired(
+            f"it was proposed {task.revision} times: give the `digest` of the proposal that is meant"
+        )
 
 
 def _check_whole(task: AiTask) -> None:

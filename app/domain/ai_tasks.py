@@ -280,6 +280,12 @@ def facts(task: AiTask, **told: Any) -> Json:
     return {"task": str(task.id), "kind": task.kind.value, "digest": task.digest} | told
 
 
+def approval(task: AiTask) -> Json:
+    """What the history tells of the approval that stands in the task."""
+    approver = str(task.decided_by_id) if task.decided_by_id else None
+    return facts(task, reason=task.reason, actions=task.actions, approver=approver)
+
+
 async def fail(session: AsyncSession, task_id: UUID, failure: Failure, *, now: datetime) -> None:
     """End a task that came to nothing. Nothing happens if it is over or waits for a person."""
     deployment, task = await lock_both(session, task_id)

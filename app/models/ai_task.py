@@ -77,6 +77,7 @@ class AiTask(Base):
         Index("ix_ai_tasks_created", sql("created_at DESC"), sql("id DESC")),
         Index("ix_ai_tasks_deployment", "deployment_id", sql("id DESC")),
         Index("ix_ai_tasks_author_created", "author", "created_at"),
+        Index("ix_ai_tasks_read", "finished_at", postgresql_where=sql("steps <> '[]'")),
         Index(
             "ix_ai_tasks_open",
             "status",

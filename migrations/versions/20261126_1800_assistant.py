@@ -167,6 +167,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ai_tasks")),
     )
     op.create_index("ix_ai_tasks_author_created", "ai_tasks", ["author", "created_at"])
+    op.create_index(
+        "ix_ai_tasks_read", "ai_tasks", ["finished_at"], postgresql_where=sa.text("steps <> '[]'")
+    )
     op.create_index("ix_ai_tasks_created", "ai_tasks", [sa.text("created_at DESC"), sa.text("id DESC")])
     op.create_index("ix_ai_tasks_deployment", "ai_tasks", ["deployment_id", sa.text("id DESC")])
     op.create_index(

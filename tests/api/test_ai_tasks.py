@@ -263,6 +263,13 @@ class TestDecided:
         read = (await people[Role.VIEWER].get(f"/ai/tasks/{task['id']}")).json()
         assert (read["status"], read["proposal"]["revision"]) == ("AWAITING_APPROVAL", 2)
 
+    async def test_a_reason_is_kept_without_the_secrets_in_it(self, people: People) -> None:
+        task = await people.proposed("pause")
+
+        said = await people.decide(task, "approve", json={"reason": "the password is hunter22, go"})
+
+        assert said.json()["decision"]["reason"] == "the password is [redacted], go"
+
     @pytest.mark.parametrize("what", DECISIONS)
     async def test_only_approvers_decide(self, people: People, what: str) -> None:
         task = await people.proposed("pause")
@@ -321,4 +328,7 @@ class TestDecided:
         refused = await people.decide(task, "request-revision")
 
         assert "5 times" in problem(refused, 409, "illegal_transition")["detail"]
-        assert (await people.decide(task, "approve")).status_code == 202
+        problem(await people.decide(task, "approve"), 409, "scope_change_required")
+        newest = (await people[Role.APPROVER].get(f"/ai/tasks/{task['id']}")).headers["ETag"]
+        approved = await people.decide(task, "approve", headers={"If-Match": newest})
+        assert approved.status_code == 202

@@ -103,7 +103,7 @@ class Table:
         number = await ai_actions.begin(self.session, task_id, means)
         for position in range(number or 0):
             done = await ai_actions.carry_out(self.session, task_id, position, means)
-            if done is not ActionOutcome.DONE:
+            if done is None or done.outcome is not ActionOutcome.DONE:
                 return await self.seen(task_id)
         return await ai_actions.finish(self.session, task_id, means)
 

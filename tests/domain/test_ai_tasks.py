@@ -252,6 +252,17 @@ class TestDecided:
         assert (after.revision, after.revision_note) == (2, "rather pause")
         assert first != after.digest == after.approved_digest
 
+    async def test_of_several_proposals_an_approval_says_which_is_meant(self, desk: Table) -> None:
+        task = await desk.proposed("rollback")
+        await ai_decisions.request_revision(desk.session, task.id, desk.decision())
+        await desk.proposed("pause", task=task)
+
+        with pytest.raises(ScopeChangeRequired, match="2 times"):
+            await ai_decisions.approve(desk.session, task.id, desk.decision())
+        after, _ = await ai_decisions.approve(desk.session, task.id, desk.decision(version=task.version))
+
+        assert after.status is AiTaskStatus.APPROVED
+
     async def test_there_are_so_many_revisions_and_no_more(self, desk: Table) -> None:
         task = await desk.proposed("pause")
         for _ in range(MOST_REVISIONS - 1):
@@ -261,7 +272,7 @@ class TestDecided:
         with pytest.raises(IllegalTransition, match="5 times"):
             await ai_decisions.request_revision(desk.session, task.id, desk.decision())
 
-        await ai_decisions.approve(desk.session, task.id, desk.decision())
+        await ai_decisions.approve(desk.session, task.id, desk.decision(digest=task.digest))
 
     async def test_nothing_is_approved_after_its_time(self, desk: Table) -> None:
         task = await desk.proposed("rollback")
@@ -573,6 +584,14 @@ class TestAltered:
 
         assert code_of(after) == ALTERED
         assert await desk.state(desk.deployment.id) == before
+
+    async def test_another_approver_of_the_same_name_has_not_approved_it(self, desk: Table) -> None:
+        task = await desk.approved("rollback")
+        namesake = await token(desk.session, "Bob", Role.APPROVER)
+        await desk.sql("UPDATE ai_tasks SET decided_by_id = :other", other=namesake.id)
+
+        assert code_of(await desk.carried_out(task.id)) == ALTERED
+        assert await desk.done(task.id) == []
 
     async def test_what_was_rejected_cannot_be_approved_by_hand(self, desk: Table) -> None:
         task = await desk.proposed("rollback")

@@ -169,6 +169,12 @@ def denied(reason: str) -> float:
     return telemetry.registry.get_sample_value("eucora_ai_denied_total", {"reason": reason}) or 0.0
 
 
+def acted(action: str, outcome: str) -> float:
+    """How often an action of a proposal came to that so far."""
+    labels = {"action": action, "outcome": outcome}
+    return telemetry.registry.get_sample_value("eucora_ai_actions_total", labels) or 0.0
+
+
 def oldest(state: AiTaskStatus) -> float:
     """How near the oldest task in a state is to its limit, as the metric tells; fails if it does not."""
     labels = {"machine": "ai_task", "state": state.value}

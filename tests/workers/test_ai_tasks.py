@@ -30,6 +30,7 @@ from tests.sandbox.stage import Stage
 from tests.workers.assisted import Assisted, actor, stuck
 from tests.workers.conftest import Workers, product_runner, run_once
 from tests.workers.tasking import (
+    acted,
     asked,
     code_of,
     denied,
@@ -98,9 +99,11 @@ class TestProposed:
     ) -> None:
         deployment_id = await stuck(assisted.runtime)
         task = await assisted.task(deployment_id, ROLLBACK)
+        counted = acted("rollback", "done")
 
         done = await assisted.run(await assisted.approve(task.id, digest=task.digest))
 
+        assert acted("rollback", "done") == counted + 1
         assert (done.status, done.result) == (OperationStatus.SUCCEEDED, {"outcome": "completed"})
         assert (await deployed(assisted, deployment_id)).status is DeploymentStatus.ROLLING_BACK
         (action,) = await assisted.done(task.id)
