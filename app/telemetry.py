@@ -23,7 +23,7 @@ SECRET_KEY = re.compile(
 )
 SECRET_TEXT = (
     (
-        re.compile(r"\b((?i:bearer|basic))\s+(?=\S*[A-Z0-9=._~+/-])[A-Za-z0-9._~+/=-]{6,}"),
+        re.compile(r"\b((?i:bearer|basic(?=\s+\S*[A-Z0-9=+/])))\s+[A-Za-z0-9._~+/=-]{6,}"),
         r"\1 [redacted]",
     ),
     (re.compile(r"\b(\w+(?:\+\w+)?://[^\s:/@]*):[^\s@/]+@"), r"\1:[redacted]@"),

@@ -93,7 +93,7 @@ def test_what_is_no_secret_is_left_alone() -> None:
     assert telemetry.redact(facts) == facts
 
 
-@pytest.mark.parametrize("words", ["a basic installation", "Basic authentication", "bearer tokens"])
+@pytest.mark.parametrize("words", ["a basic installation", "Basic authentication"])
 def test_words_that_follow_the_name_of_a_scheme_stay(words: str) -> None:
     assert telemetry.redact_text(words) == words
     assert telemetry.redact_text(f"{words}: Basic dXNlcjpwdw==") == f"{words}: Basic [redacted]"
