@@ -97,6 +97,8 @@ def print_event(event: Json) -> None:
         )
     elif kind == "restarted":
         typer.echo("\n(it begins anew)\n", err=True)
+    elif kind == "answer" and event["message"]["stop_reason"] == "refusal":
+        typer.echo("\n(the model declined to answer)", err=True)
     elif kind == "answer" and event["message"]["unverified"]:
         named = ", ".join(each["id"] for each in event["message"]["unverified"])
         typer.echo(f"\n(not looked up by the assistant, do not rely on it: {named})", err=True)
