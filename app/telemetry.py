@@ -22,10 +22,8 @@ SECRET_KEY = re.compile(
     r"authorization|token|secret|password|passwd|api_?key|cookie|credential|signature", re.IGNORECASE
 )
 SECRET_TEXT = (
-    (
-        re.compile(r"\b((?i:bearer|basic(?=\s+\S*[A-Z0-9=+/])))\s+[A-Za-z0-9._~+/=-]{6,}"),
-        r"\1 [redacted]",
-    ),
+    (re.compile(r"\b(bearer)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), r"\1 [redacted]"),
+    (re.compile(r"\b((?i:basic))\s+(?=\S*[A-Z0-9=+/])[A-Za-z0-9+/=]{6,}"), r"\1 [redacted]"),
     (re.compile(r"\b(\w+(?:\+\w+)?://[^\s:/@]*):[^\s@/]+@"), r"\1:[redacted]@"),
     (
         re.compile(
