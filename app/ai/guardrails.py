@@ -16,14 +16,23 @@ ROOM = ((2000, 400), (500, 100), (300, 40), (200, 20), (100, 10), (60, 5))
 LONGEST_ANSWER, LONGEST_LABEL, LONGEST_NAME, LONGEST_CALL, LONGEST_REFUSAL = 200_000, 200, 64, 100_001, 2000
 MOST_CALLS = 16
 """Of one turn of the model; what it asks for beyond that is forgotten."""
-CHARACTERS_PER_TOKEN = 3.5
-"""A low estimate for English and JSON, so that budgets are kept rather than overrun."""
+CHARACTERS_PER_TOKEN, BYTES_PER_TOKEN = 3.5, 3.0
+"""Low estimates, so that budgets are kept rather than overrun: of ASCII, such as English and JSON, and of what
+other characters take in UTF-8. One of Chinese or Japanese is a token."""
 CUT = "[redacted]"
-UNSTORABLE = re.compile(r"\x00")
+LINES, ESCAPED_LINES = {0x2028: "\n", 0x2029: "\n"}, {0x2028: "\\n", 0x2029: "\\n"}
+"""Ends of lines by another name, in a text and in JSON."""
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+)
+"""What shows nothing, has other characters shown elsewhere, or gives orders to a terminal."""
 UNSPEAKABLE = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 """In ids and names of calls, as vendors take them."""
-UNSETTLED = re.compile(r"[!-~]+\Z")
-"""The end of a growing text that may be half a word, or half a secret. Other scripts have no such ends."""
+UNSETTLED = "".join(map(chr, range(0x21, 0x7F)))
+"""What the end of a growing text may be half a word of, or half a secret. Other scripts have no such ends."""
+WINDOW, BACK, TRIES, APART = 8_192, 4_096, 8, 256
+"""Of a growing text: the characters that are looked at again each time; how far before its end it may be
+divided, for no secret but a private key is longer; at how many places that is tried, and how far apart."""
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE)
 _KEYS = (
     r"\bsk-[A-Za-z0-9_-]{16,}",
@@ -35,13 +44,18 @@ _KEYS = (
     r"\bAIza[A-Za-z0-9_-]{35}",
     r"\b[A-Za-z0-9_~.]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34}",  # of an application of Entra ID
     r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
-    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
+    # From the beginning of its run of characters on, so that no run is looked at from each of its places.
+    r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]++\.[A-Za-z0-9_-]{8,}+\.)[A-Za-z0-9_-]*?eyJ[A-Za-z0-9_-]{8,}+\."
+    r"[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]*+",
+    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----"
+    r"(?:.{0,20000}?-----END [A-Z ]{0,40}PRIVATE KEY-----|.{0,20000})",
 )
 LOOKS_SECRET = re.compile("|".join(_KEYS), re.DOTALL)
 """Keys and tokens by the forms their makers gave them, so that scanners find them."""
 PRESENTED = re.compile(
-    r"\b((?i:bearer|basic)\s+)(?=[\w.~+/=-]*[0-9=+/]|[\w.~+/=-]*[a-z][A-Z]|\S{24})[\w.~+/=-]{6,}", re.ASCII
+    r"\b((?i:bearer|basic)\s{1,40})(?=[\w.~+/=-]{0,400}[0-9=+/]|[\w.~+/=-]{0,400}[a-z][A-Z]|\S{24})"
+    r"[\w.~+/=-]{6,}",
+    re.ASCII,
 )
 """In a header: no such word as "basic installation" has."""
 IN_ADDRESS = re.compile(r"\b(\w{1,20}(?:\+\w{1,20})?://[^\s:/@]*):(?!\[redacted\]@)[^\s@/]+@")
@@ -50,9 +64,10 @@ TELLING = (
     r"|token|assertion|credentials?|(?<![A-Za-z])sig"
 )
 NAMED_SECRET = re.compile(
-    rf"((?:{TELLING})[\"']?(?:\s*(?:\bis\s*)?[:=]{{1,2}}>?\s*|\s+is\s+(?=\S*\d)))"
+    rf"((?:{TELLING})[\"']?(?:\s{{0,200}}(?:\bis\s{{0,200}})?[:=]{{1,2}}>?\s{{0,200}}"
+    r"|\s{1,200}is\s{1,200}(?=\S{0,400}\d)))"
     r"(?![\"']?\[redacted\]|0x[0-9a-f]{1,16}\b)"
-    r"(?:\"[^\"\n]{4,}\"|'[^'\n]{4,}'|[\"']?[^\s\"',;&}\\]{4,})",
+    r"(?:\"[^\"\n]{4,1000}\"|'[^'\n]{4,1000}'|[\"']?[^\s\"',;&}\\]{4,})",
     re.IGNORECASE,
 )
 """What stands beside a name that tells what it is; codes of errors do, too, and are none."""
@@ -105,9 +120,40 @@ class Redactor:
         return ToolTurn(tuple(replace(result, content=self.json(result.content)) for result in turn.results))
 
 
+class Unfolding:
+    """A growing text without secrets, of which each time only what is new, and what is near it, is looked at."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._done, self._from = "", 0
+
+    def text(self, grown: str) -> str:
+        """The text as it is now; it begins with what it was the time before."""
+        done, part = self._done, grown[self._from :]
+        cut = self._redactor.text(part)
+        if len(part) > WINDOW:
+            self._divide(part, cut)
+        return done + cut
+
+    def _divide(self, part: str, cut: str) -> None:
+        """Be done with all before a place that no secret stretches across, or will, if one is found."""
+        for back in range(BACK, BACK + TRIES * APART, APART):
+            end = len(settled(part[:-back]))
+            rest = self._redactor.text(part[end:])
+            if cut.endswith(rest):
+                self._done += cut[: len(cut) - len(rest)]
+                self._from += end
+                return
+
+
+def visible(text: str) -> str:
+    """The text without what is not seen, or has something else seen; other ends of lines are plain ones."""
+    return UNSEEN.sub("", text.translate(LINES))
+
+
 def storable(text: str) -> str:
-    """The text as PostgreSQL and the wire take it: without NUL and halves of characters."""
-    return UNSTORABLE.sub("", text).encode(errors="replace").decode()
+    """The text as PostgreSQL, the wire and a terminal take it; half a character is a question mark."""
+    return visible(text).encode(errors="replace").decode()
 
 
 def held(reply: Reply) -> Reply:
@@ -125,17 +171,26 @@ def _held_call(number: int, call: ToolCall, taken: set[str]) -> ToolCall:
         identity = f"call_{number}_{len(taken)}"
     taken.add(identity)
     name = UNSPEAKABLE.sub("-", call.name[:LONGEST_NAME]) or "-"
-    return ToolCall(identity, name, storable(call.arguments[:LONGEST_CALL]))
+    arguments = call.arguments[:LONGEST_CALL].translate(ESCAPED_LINES)
+    return ToolCall(identity, name, storable(arguments))
 
 
 def settled(text: str) -> str:
     """What may be shown of a text that still grows: all but a word that may not have ended."""
-    return UNSETTLED.sub("", text)
+    return text.rstrip(UNSETTLED)
 
 
 def as_json(value: Any) -> str:
-    """As it is told to a model."""
-    return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    """As it is told to a model, its texts as people see them."""
+    return json.dumps(_seen(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _seen(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {storable(key): _seen(part) for key, part in value.items()}
+    return [_seen(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def envelope(call_id: str, tool: str, data: Json) -> ToolResult:
@@ -187,4 +242,5 @@ def citations(answer: str, read: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def tokens(text: str) -> int:
     """About how many tokens a text takes."""
-    return int(len(text) / CHARACTERS_PER_TOKEN) + 1
+    size, plain = len(text.encode(errors="replace")), len(text.encode("ascii", errors="ignore"))
+    return int(plain / CHARACTERS_PER_TOKEN + (size - plain) / BYTES_PER_TOKEN) + 1

@@ -3,11 +3,12 @@
 
 import json
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.ai import guardrails
@@ -128,7 +129,8 @@ def test_a_tools_answer_stays_one_piece_of_json_whatever_is_in_it(text: str) -> 
     content = result_of(REDACTOR.ask(Ask("", (ToolTurn((told,)),)))).content
 
     content.encode()
-    assert json.loads(content) == {"tool": "t", "data": {"name": REDACTOR.text(text)}}
+    seen = guardrails.storable(REDACTOR.text(text))
+    assert json.loads(content) == {"tool": "t", "data": {"name": REDACTOR.text(seen)}}
 
 
 def test_what_is_too_much_is_shortened_and_says_so() -> None:
@@ -219,29 +221,98 @@ def test_an_id_is_cited_if_it_was_read(ids: list[str], data: Any) -> None:
     assert unknown == [each for each in dict.fromkeys(named) if each not in read]
 
 
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        *(
-            "password" * 5000,
-            "eyJ-" * 5000,
-            "-----BEGIN " * 3000,
-            "a" * 40_000,
-            "Bearer " * 8000,
-            '"' * 40_000,
-        ),
-        *(
-            "password" + " " * 40_000,
-            "password is " * 4000,
-            "password is" + " " * 40_000,
-            'password:"' * 4000,
-        ),
-        *("password is " + "a" * 40_000, "a://" * 10_000, "Bearer " + "a" * 40_000, "\x00" * 40_000),
-    ],
-    ids=range(14),
+HOSTILE = (
+    *(
+        "=",
+        "eyJ-",
+        "eyJaaaaaaaa.",
+        "eyJ-eyJaaaaaaaa.",
+        "password:",
+        "password is ",
+        "password ",
+        'password:"',
+    ),
+    *("-----BEGIN ", "-----BEGIN PRIVATE " + "KEY-----", "Bearer ", "a", '"', "a://", "a://b:", " ", "\x00"),
+    *("is ", "0123456789abcdef-", "a-b_", "x.y.z-", "\u4e00", "\u202e", "x9Q~"),
 )
-def test_no_text_takes_long(hostile: str) -> None:
-    began = time.process_time()
-    REDACTOR.text(hostile)
+"""What a text may be made of so that looking at it takes long."""
+WAYS: dict[str, Callable[[str], object]] = {
+    "redacted": REDACTOR.text,
+    "after a secret's name": lambda text: REDACTOR.text("password is" + text),
+    "settled": guardrails.settled,
+    "settled before its end": lambda text: guardrails.settled(text + "\u4e00"),
+    "held": lambda text: guardrails.held(reply(text)),
+    "unfolded": lambda text: unfolded(text, 5_000),
+}
 
-    assert time.process_time() - began < 2
+
+def unfolded(text: str, each: int) -> list[str]:
+    """What is shown of a text that comes in pieces, as far as it has settled; all of it last."""
+    seen = guardrails.Unfolding(REDACTOR)
+    shown = [seen.text(guardrails.settled(text[:length])) for length in range(each, len(text) + 1, each)]
+    return [*shown, seen.text(text)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("unit", HOSTILE, ids=range(len(HOSTILE)))
+def test_four_times_the_text_takes_about_four_times_as_long(unit: str, way: str) -> None:
+    short, long = (unit * (length // len(unit)) for length in (50_000, 200_000))
+
+    took = [(spent(WAYS[way], short), spent(WAYS[way], long)) for _ in range(2)]
+
+    least = min(one for one, _ in took)
+    assert min(four for _, four in took) < 8 * least + 0.02
+
+
+def spent(way: Callable[[str], object], text: str) -> float:
+    began = time.process_time()
+    way(text)
+    return time.process_time() - began
+
+
+@given(PIECES, PIECES, st.integers(500, 3000))
+@settings(max_examples=30, deadline=None)
+def test_a_text_that_comes_in_pieces_is_shown_as_it_is_in_the_end(one: str, two: str, each: int) -> None:
+    """However far it is divided off meanwhile, in text with and without places to divide it at."""
+    text = "\n".join([one, "and so on " * 1500, two, "=" * 9000, one, "\u4e00" * 9000, f"{one} {two}"])
+
+    assert unfolded(text, each)[-1] == REDACTOR.text(text)
+
+
+@pytest.mark.parametrize(("text", "secret"), SECRETS.values(), ids=SECRETS)
+@pytest.mark.parametrize("before", [0, 8192 - 4096, 8150, 8192])
+def test_no_secret_is_shown_where_a_text_was_divided(text: str, secret: str, before: int) -> None:
+    whole = "so it goes " * (before // 11) + text + " and then" * 2000
+
+    for shown in unfolded(whole, 497):
+        assert secret not in shown
+
+
+SEEN = {
+    "colours of a terminal": ("a\x1b[31mb", "a[31mb"),
+    "its clipboard": ("a\x1b]52;c;eA==\x07b", "a]52;c;eA==b"),
+    "one of C1": ("a\x9b31mb\x85", "a31mb"),
+    "another order of letters": ("\u202eab\u2066c\u2069", "abc"),
+    "nothing": ("a\u200bb\ufeffc\u2060\U000e0041", "abc"),
+    "ends of lines": ("a\u2028b\u2029c\r\n\td", "a\nb\nc\n\td"),
+    "other scripts": ("\u4e00 \u0434 \xe9 \U0001f600", "\u4e00 \u0434 \xe9 \U0001f600"),
+}
+
+
+@pytest.mark.parametrize(("text", "seen"), SEEN.values(), ids=SEEN)
+def test_what_is_not_seen_is_not_stored(text: str, seen: str) -> None:
+    assert guardrails.visible(text) == guardrails.storable(text) == seen
+    said = guardrails.held(reply(text, ToolCall("1", "t", json.dumps({"a": text}, ensure_ascii=False))))
+    told = json.loads(guardrails.envelope("1", "t", {"a": [text]}).content)
+
+    assert said.text == seen
+    assert told["data"] == {"a": [seen]}
+    assert "\x9b" not in said.calls[0].arguments
+    json.loads(said.calls[0].arguments)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u4e00" * 100, "\u3042" * 100, "\u0434" * 200, "\U0001f600" * 100, "abc" * 120]
+)
+def test_tokens_of_other_scripts_are_not_far_more_than_estimated(text: str) -> None:
+    assert guardrails.tokens(text) >= 100
