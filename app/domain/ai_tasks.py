@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import ai_calls, deployments, events, operations, proposals, rollout
@@ -19,6 +19,7 @@ from app.domain.accounts import Actor
 from app.domain.ai_calls import Allowance
 from app.domain.events import SYSTEM
 from app.domain.operations import Failure, OperationKind, Subject
+from app.domain.pages import Newest, newest_first
 from app.domain.proposals import Proposal
 from app.errors import FieldError, IllegalTransition, Invalid, NotFound
 from app.models import (
@@ -152,18 +153,13 @@ async def page(
     status: AiTaskStatus | None,
     kind: AiTaskKind | None,
     deployment_id: UUID | None,
-    before: tuple[datetime, UUID] | None,
+    before: Newest | None,
     limit: int,
-) -> tuple[Sequence[AiTask], tuple[datetime, UUID] | None]:
-    """Up to ``limit`` tasks, newest first, and the key to go on from, None at the end."""
+) -> tuple[Sequence[AiTask], Newest | None]:
+    """Tasks, as ``newest_first``."""
     given = {"status": status, "kind": kind, "deployment_id": deployment_id}
     query = select(AiTask).filter_by(**{name: value for name, value in given.items() if value is not None})
-    if before is not None:
-        query = query.where(tuple_(AiTask.created_at, AiTask.id) < before)
-    query = query.order_by(AiTask.created_at.desc(), AiTask.id.desc()).limit(limit + 1)
-    rows = (await session.scalars(query)).all()
-    last = rows[limit - 1] if len(rows) > limit else None
-    return rows[:limit], (last.created_at, last.id) if last else None
+    return await newest_first(session, query, AiTask, before=before, limit=limit)
 
 
 async def lock(session: AsyncSession, task_id: UUID) -> AiTask:
