@@ -17,8 +17,8 @@ LONGEST_ANSWER, LONGEST_LABEL, LONGEST_NAME, LONGEST_CALL, LONGEST_REFUSAL = 200
 MOST_CALLS = 16
 """Of one turn of the model; what it asks for beyond that is forgotten."""
 CHARACTERS_PER_TOKEN, BYTES_PER_TOKEN = 3.5, 3.0
-"""Low estimates, so that budgets are kept rather than overrun: of ASCII, such as English and JSON, and of what
-other characters take in UTF-8. One of Chinese or Japanese is a token."""
+"""Low estimates, so that budgets are kept rather than overrun: of ASCII, such as English and JSON, and of
+what other characters take in UTF-8. One of Chinese or Japanese is a token."""
 CUT = "[redacted]"
 LINES, ESCAPED_LINES = {0x2028: "\n", 0x2029: "\n"}, {0x2028: "\\n", 0x2029: "\\n"}
 """Ends of lines by another name, in a text and in JSON."""
@@ -34,6 +34,7 @@ WINDOW, BACK, TRIES, APART = 8_192, 4_096, 8, 256
 """Of a growing text: the characters that are looked at again each time; how far before its end it may be
 divided, for no secret but a private key is longer; at how many places that is tried, and how far apart."""
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE)
+_W = "[A-Za-z0-9_-]"
 _KEYS = (
     r"\bsk-[A-Za-z0-9_-]{16,}",
     r"\beucora_[A-Za-z0-9_-]{40,}",
@@ -45,10 +46,8 @@ _KEYS = (
     r"\b[A-Za-z0-9_~.]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34}",  # of an application of Entra ID
     r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     # From the beginning of its run of characters on, so that no run is looked at from each of its places.
-    r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]++\.[A-Za-z0-9_-]{8,}+\.)[A-Za-z0-9_-]*?eyJ[A-Za-z0-9_-]{8,}+\."
-    r"[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]*+",
-    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----"
-    r"(?:.{0,20000}?-----END [A-Z ]{0,40}PRIVATE KEY-----|.{0,20000})",
+    rf"(?<!{_W})(?={_W}++\.{_W}{{8,}}+\.){_W}*?eyJ{_W}{{8,}}+\.{_W}{{8,}}+\.{_W}*+",
+    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:.{0,20000}?-----END [A-Z ]{0,40}PRIVATE KEY-----|.{0,20000})",
 )
 LOOKS_SECRET = re.compile("|".join(_KEYS), re.DOTALL)
 """Keys and tokens by the forms their makers gave them, so that scanners find them."""
@@ -64,7 +63,7 @@ TELLING = (
     r"|token|assertion|credentials?|(?<![A-Za-z])sig"
 )
 NAMED_SECRET = re.compile(
-    rf"((?:{TELLING})[\"']?(?:\s{{0,200}}(?:\bis\s{{0,200}})?[:=]{{1,2}}>?\s{{0,200}}"
+    rf"((?:{TELLING})[\"']?(?:\s{{0,200}}(?:\bis\s{{0,200}})?[:=]{{1,2}}+>?+\s{{0,200}}"
     r"|\s{1,200}is\s{1,200}(?=\S{0,400}\d)))"
     r"(?![\"']?\[redacted\]|0x[0-9a-f]{1,16}\b)"
     r"(?:\"[^\"\n]{4,1000}\"|'[^'\n]{4,1000}'|[\"']?[^\s\"',;&}\\]{4,})",
@@ -121,7 +120,7 @@ class Redactor:
 
 
 class Unfolding:
-    """A growing text without secrets, of which each time only what is new, and what is near it, is looked at."""
+    """A growing text without secrets: each time only what is new, and what is near it, is looked at."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
