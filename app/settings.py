@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 from pydantic import (
     BaseModel,
@@ -159,23 +159,30 @@ class Settings(BaseSettings):
         return values
 
 
-SECRET_NAMES = re.compile(r"secret|password|token|key", re.IGNORECASE)
+SECRET_NAMES = re.compile(r"(?:secret|password|token|_key)$", re.IGNORECASE)
+PASSWORDS = re.compile(r"://[^:/?#]*:([^/?#]*)@"), re.compile(r"://[^:/]*:([^@]*)@")
+"""Where an address has one: as Redis is told up to the last ``@``, and as PostgreSQL is up to the first."""
+PARAMETERS = re.compile(r"[?&]([^=&]+)=([^&]*)")
 SHORTEST_SECRET = 6
 """Characters: what is shorter stands in other words by chance."""
 
 
 def secrets_of(settings: Settings) -> frozenset[str]:
     """What must never be told to anybody: tokens, keys, and passwords, those in addresses too."""
-    given = [settings.bootstrap_token]
-    for branch in (settings.ai, *settings.planes.values()):
-        given += [
-            value for name, value in branch.items() if SECRET_NAMES.search(name) and not name.endswith("_url")
-        ]
+    given = [settings.bootstrap_token, settings.ai.get("api_key")]
+    for plane in settings.planes.values():
+        given += [value for name, value in plane.items() if SECRET_NAMES.search(name)]
     found = {value.get_secret_value() for value in given if value is not None}
     for url in (settings.database_url, settings.redis_url):
-        password = urlsplit(url.get_secret_value()).password if url is not None else None
-        found |= {password, unquote(password)} if password else set()
+        found |= _passwords(url.get_secret_value()) if url is not None else set()
     return frozenset(secret for secret in found if len(secret) >= SHORTEST_SECRET)
+
+
+def _passwords(url: str) -> set[str]:
+    """Those in an address, before its host and among its parameters, as they stand there and as they are."""
+    before = {found[1] for pattern in PASSWORDS if (found := pattern.search(url))}
+    among = {value for name, value in PARAMETERS.findall(url) if SECRET_NAMES.search(name)}
+    return {*before, *map(unquote, before), *among, *map(unquote_plus, among)}
 
 
 def describe_errors(error: ValidationError) -> list[str]:

@@ -27,8 +27,10 @@ class AiSettings(BaseModel):
     ``anthropic`` (messages). ``base_url`` is what the vendor's paths come below, ``…/v1`` with ``openai``.
     ``key_header``: where the key goes; by default ``authorization`` (as a bearer) or ``x-api-key``.
     ``output_limit_field``: what the server calls the limit of an answer (older ones: ``max_tokens``).
-    ``idle_timeout``: seconds between two pieces of an answer. Tokens: ``context_tokens`` is what a question
-    with all its history may take, ``max_output_tokens`` an answer. The last two are limits of each caller.
+    ``first_timeout``: seconds from a question to the first piece of its answer, or to all of an answer that
+    is not streamed; ``idle_timeout``: between two pieces. Tokens: ``context_tokens`` is what a question with
+    all its history may take, ``max_output_tokens`` an answer, at most half as much. The last two are limits
+    of each caller.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -42,6 +44,7 @@ class AiSettings(BaseModel):
     output_limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     max_output_tokens: PositiveInt = 2048
     context_tokens: int = Field(default=32_000, ge=4_000)
+    first_timeout: PositiveFloat = 60.0
     idle_timeout: PositiveFloat = 20.0
     max_concurrency: PositiveInt = 8
     requests_per_day: PositiveInt = 200
@@ -54,6 +57,15 @@ class AiSettings(BaseModel):
             raise PydanticCustomError(
                 "not_enough", "set API_KEY, or the BASE_URL of a server that needs none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def room_for_a_question(self) -> "AiSettings":
+        """An answer leaves at least as much to what is asked."""
+        answer, context = self.max_output_tokens, self.context_tokens
+        if answer * 2 > context:
+            detail = "MAX_OUTPUT_TOKENS ({answer}) must be at most half of CONTEXT_TOKENS ({context})"
+            raise PydanticCustomError("no_room", detail, {"answer": answer, "context": context})
         return self
 
     @property
@@ -73,7 +85,7 @@ class BadAiSettings(ValueError):
 
 
 def parse(given: Mapping[str, SecretStr | str]) -> AiSettings | None:
-    """The settings, None if there are none.
+    """The settings, None if there are none; what is empty is not set, as files of variables have it.
 
     Raises:
         BadAiSettings: some are missing, unknown or wrong.
@@ -82,8 +94,9 @@ def parse(given: Mapping[str, SecretStr | str]) -> AiSettings | None:
         name: value.get_secret_value() if isinstance(value, SecretStr) else value
         for name, value in given.items()
     }
+    told = {name: value for name, value in plain.items() if value.strip()}
     try:
-        return AiSettings.model_validate(plain) if plain else None
+        return AiSettings.model_validate(told) if told else None
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False)
         wrong = [f"EUCORA_AI__{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in found]
