@@ -143,7 +143,10 @@ def classify_response(
     if kind is AuthError and not refreshed:
         kind = AuthExpired
     detail = f"{service} answered {status}" + (f": {excerpt}" if excerpt else "")
-    return kind(detail, service=service, status=status, retry_after=meaning.wait if wait is None else wait)
+    wait = meaning.wait if wait is None else wait
+    error = kind(detail, service=service, status=status, retry_after=wait)
+    error.words = excerpt
+    return error
 
 
 def status_class(status: int, *, unsafe: bool = False, told_to_wait: bool = False) -> type[CallError]:

@@ -35,7 +35,8 @@ class CallError(Exception):
 
     ``service`` is the breaker's name, ``status`` the HTTP status if there was an answer, ``retry_after`` in
     seconds. ``kept_away``: seconds for which the breaker keeps callers away since this very outcome; the work
-    then waits as if it had been refused by the breaker.
+    then waits as if it had been refused by the breaker. ``words``: what the service itself said, if it did,
+    without secrets.
     """
 
     error_class: ClassVar[str] = "permanent"
@@ -44,6 +45,7 @@ class CallError(Exception):
     action: ClassVar[JobAction] = JobAction.FAIL
 
     kept_away: float | None = None
+    words: str = ""
 
     def __init__(
         self, detail: str, *, service: str, status: int | None = None, retry_after: float | None = None

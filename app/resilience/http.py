@@ -7,6 +7,7 @@ everything else is raised as its class of ``errors``.
 
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ class ResilientClient(httpx.AsyncClient):
         """Send through deadline, retry, bulkhead, breaker and attempt timeout.
 
         With ``stream`` the body is left to the caller, who closes the answer; its errors are classified too.
+        The extension ``began`` of the answer: when its attempt was begun, on ``time.monotonic()``.
 
         Raises:
             CallError: no answer that the caller can work with.
@@ -171,8 +173,10 @@ class ResilientClient(httpx.AsyncClient):
             await self._token_source.token()  # outside the guard: its troubles are not this service's
 
         async def exchange(attempt: Attempt) -> httpx.Response:
+            began = time.monotonic()
             transport.attempt.set(attempt)
             response = await self._exchange(request, options, stream=stream)
+            response.extensions["began"] = began
             if isinstance(response.stream, StreamedBody):
                 response.stream.attempt, attempt.goes_on = attempt, True
             return response

@@ -141,5 +141,6 @@ async def test_a_key_that_a_refusal_repeats_is_cut_out(make: Make) -> None:
 
     assert KEY not in str(raised.value)
     assert "no such key ***" in str(raised.value)
+    assert raised.value.words == "no such key ***"
     assert KEY not in repr(key)
     assert KEY not in client.redacted(f"it was {KEY}")

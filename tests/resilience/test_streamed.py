@@ -2,6 +2,7 @@
 """Bodies that callers read themselves: how they end is how the call ended."""
 
 import asyncio
+import time
 from contextlib import suppress
 
 import httpx
@@ -18,7 +19,7 @@ from app.resilience.errors import (
 )
 from app.resilience.http import ResilientClient
 from tests.resilience.conftest import Make
-from tests.resilience.misbehaving import answer, misbehaving, raw
+from tests.resilience.misbehaving import answer, misbehaving, raw, slowly
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
 
@@ -173,6 +174,16 @@ async def test_a_body_of_the_probe_that_breaks_counts_against_the_service_again(
             await read_all(client)
 
     assert breaker.fail_counter == 1
+
+
+async def test_an_answer_tells_when_the_attempt_was_begun_that_it_answers(make: Make) -> None:
+    async with misbehaving(answer(503), slowly(answer(), 0.2)) as server:
+        asked = time.monotonic()
+        async with make(server).stream("GET", "/") as response:
+            began = response.extensions["began"]
+
+    assert len(server.received) == 2
+    assert asked < began <= time.monotonic() - 0.2
 
 
 async def test_an_accepted_refusal_is_read_like_any_answer(make: Make) -> None:
