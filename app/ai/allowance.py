@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 LONGEST_PAUSE = 24 * 3600.0
+LONGEST_HINT = 60.0
+"""Of a pause that a good answer tells: a reset is when all is there again, not when one request fits."""
 OPENAI_LIMITS = "requests", "tokens"
 ANTHROPIC_LIMITS = "requests", "tokens", "input-tokens", "output-tokens"
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
@@ -20,12 +22,13 @@ PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|μs|ns)", re.ASCII)
 DURATION = re.compile(rf"(?:{PART.pattern})+", re.ASCII)
 
 
-def pause(headers: Mapping[str, str]) -> float:
-    """Seconds until all limits that are used up begin anew, at most a day; 0: none is, or it is not told.
+def pause(headers: Mapping[str, str], *, longest: float = LONGEST_PAUSE) -> float:
+    """Seconds until all limits that are used up begin anew; 0: none is, or it is not told.
 
-    ``headers`` by names in lower case, or of any case if the mapping does not mind.
+    At most ``longest``, a day by default. ``headers`` by names in lower case, or of any case if the mapping
+    does not mind.
     """
-    return min(max((0.0, *_resets(headers))), LONGEST_PAUSE)
+    return min(max((0.0, *_resets(headers))), longest)
 
 
 def _resets(headers: Mapping[str, str]) -> Iterator[float]:

@@ -2,7 +2,7 @@
 """What providers say when they do not answer, and what that means."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import httpx
@@ -15,6 +15,10 @@ from app.resilience.errors import CallError, PermanentError, ServerError, Transi
 TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 MAY_PASS = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, TOO_MANY}
 """What the vendors' own clients repeat beside 5xx (anthropic SDK 0.121.0; openai SDK alike)."""
+
+
+class PromptRefused(PermanentError):
+    """The provider will not let this question through to the model; ``words`` say why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,14 @@ def describe(answer: httpx.Response) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What the names of errors mean in one wire format; ``money``: that there is none left."""
+    """What the names of errors mean in one wire format; ``money``: that there is none left.
+
+    ``unwilling``: that the question was refused for what is in it.
+    """
 
     kinds: Mapping[str, type[CallError]]
     money: frozenset[str]
+    unwilling: frozenset[str] = field(default_factory=frozenset)
 
     def kind(self, told: Told) -> type[CallError]:
         """The class of an error that comes in place of the rest of an answer."""
@@ -73,17 +81,24 @@ class Vocabulary:
     def meaning(self, answer: httpx.Response) -> Meaning:
         """What a refusal means beyond its status."""
         wait = allowance.pause(answer.headers) if answer.status_code == TOO_MANY else 0.0
-        broke = answer.status_code == HTTPStatus.PAYMENT_REQUIRED or self.money.intersection(
-            told_by(answer).names
-        )
-        return Meaning(PermanentError if broke else _wish(answer), wait or None)
+        return Meaning(self._named(answer.status_code, told_by(answer).names) or _wish(answer), wait or None)
+
+    def _named(self, status: int, names: tuple[str, ...]) -> type[CallError] | None:
+        """The class that the names tell, whatever else is said."""
+        if status == HTTPStatus.PAYMENT_REQUIRED or self.money.intersection(names):
+            return PermanentError
+        is_unwilling = status == HTTPStatus.BAD_REQUEST and self.unwilling.intersection(names)
+        return PromptRefused if is_unwilling else None
 
 
 def _wish(answer: httpx.Response) -> type[CallError] | None:
-    """Whether the provider wants the same request again, where it says so beside the status."""
+    """Whether the provider wants the same request again, where it says so beside the status.
+
+    Too many are too many whether its own clients are to repeat them or not: later there will be fewer.
+    """
     status, wish = answer.status_code, answer.headers.get("x-should-retry")
     may_pass = status in MAY_PASS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    if wish == "false" and may_pass:
+    if wish == "false" and may_pass and status != TOO_MANY:
         return PermanentError
     is_wanted = wish == "true" and not may_pass
     return TransientError if is_wanted or status == HTTPStatus.CONFLICT else None

@@ -4,7 +4,7 @@
 import httpx
 import pytest
 
-from app.ai.allowance import duration, pause
+from app.ai.allowance import LONGEST_HINT, duration, pause
 
 DATE = "Wed, 21 Oct 2026 10:00:00 GMT"
 Headers = dict[str, str]
@@ -77,3 +77,10 @@ def test_a_duration_is_read_as_go_writes_it(text: str, seconds: float) -> None:
 def test_a_pause_lasts_until_what_is_used_up_begins_anew(headers: Headers, seconds: float) -> None:
     assert pause(headers) == pytest.approx(seconds)
     assert pause(httpx.Headers(headers)) == pytest.approx(seconds)
+
+
+def test_a_good_answer_keeps_nobody_away_for_longer_than_a_minute() -> None:
+    headers = openai("requests", "60", "0", "23h")
+
+    assert pause(headers, longest=LONGEST_HINT) == 60.0
+    assert pause(headers) == 23 * 3600.0

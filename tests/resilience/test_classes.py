@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.exc import InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from app.ai.refusals import PromptRefused
 from app.connectors.sources import PACKAGE_SOURCE
 from app.resilience import BreakerOpen, Safety, errors
 from app.resilience.classify import classify, verdict
@@ -29,6 +30,7 @@ ROWS: dict[type[CallError], tuple[str, str, bool, Verdict, JobAction]] = {
     errors.ConflictError: ("conflict", "permanent", False, NEUTRAL, RETRY),
     errors.PermanentError: ("permanent", "permanent", False, NEUTRAL, FAIL),
     errors.NotThere: ("not_found", "permanent", False, NEUTRAL, FAIL),
+    PromptRefused: ("permanent", "permanent", False, NEUTRAL, FAIL),
     BreakerOpen: ("circuit_open", "transient", False, NEUTRAL, DEFER),
     errors.LocalSaturation: ("local_saturation", "transient", False, NEUTRAL, DEFER),
     errors.NotConfigured: ("plane_not_configured", "transient", False, NEUTRAL, DEFER),
