@@ -24,7 +24,7 @@ from app.ai.contract import (
     Usage,
     UserTurn,
 )
-from app.ai.draft import CallDraft, Draft, Wire, object_of, read, unreadable
+from app.ai.draft import CallDraft, Count, Counted, Draft, Wire, object_of, read, unreadable
 from app.ai.exchange import Exchange
 from app.ai.refusals import Vocabulary
 from app.ai.settings import AiSettings
@@ -69,10 +69,10 @@ STOPS: Mapping[str, StopReason] = {
 class Tokens(Wire):
     """What is counted, up to now; tokens of a cache are input, too."""
 
-    input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Count = None
+    cache_creation_input_tokens: Count = None
+    cache_read_input_tokens: Count = None
+    output_tokens: Count = None
 
 
 class Block(Wire):
@@ -101,7 +101,7 @@ class Message(Wire):
     model: str | None = None
     content: list[Block] = Field(default_factory=list)
     stop_reason: str | None = None
-    usage: Tokens | None = None
+    usage: Counted[Tokens] = None
     error: JsonValue = None
 
 
@@ -113,7 +113,7 @@ class Piece(Wire):
     message: Message | None = None
     content_block: Block | None = None
     delta: Delta | None = None
-    usage: Tokens | None = None
+    usage: Counted[Tokens] = None
     error: JsonValue = None
 
 
@@ -131,7 +131,8 @@ class MessageDraft(Draft):
             self.refuse(piece.error)
         self._count(piece.usage)
         if piece.type == "message_start":
-            return self._begun(piece.message)
+            self._begun(piece.message)
+            return None
         if piece.type == "content_block_start":
             return self._opened(piece.index, piece.content_block)
         if piece.type in {"content_block_delta", "message_delta"}:
@@ -147,22 +148,22 @@ class MessageDraft(Draft):
         self.ended = True
         self._begun(message)
         self.stopped(message.stop_reason)
-        return "".join(self._opened(index, block) for index, block in enumerate(message.content))
+        return "".join(self._opened(index, block) or "" for index, block in enumerate(message.content))
 
-    def _begun(self, message: Message | None) -> str:
+    def _begun(self, message: Message | None) -> None:
         if message is None:
             raise unreadable()
         self.model = message.model or self.model
         self._count(message.usage)
-        return ""
 
-    def _opened(self, index: int | None, block: Block | None) -> str:
+    def _opened(self, index: int | None, block: Block | None) -> str | None:
         if index is None or block is None:
             raise unreadable()
         if block.type == "tool_use":
             given = to_json(block.input).decode() if block.input else ""
             self.calls[index] = CallDraft(block.id or "", block.name or "", given)
-        return self.say(block.text) if block.type == "text" else ""
+            return ""
+        return self.say(block.text) if block.type == "text" else None
 
     def _added(self, index: int | None, delta: Delta | None) -> str:
         if delta is None:
@@ -174,9 +175,10 @@ class MessageDraft(Draft):
 
     def _count(self, usage: Tokens | None) -> None:
         """What is told later goes before what was told earlier."""
-        if usage is None:
+        told = usage.model_dump(exclude_none=True) if usage else {}
+        if not told:
             return
-        self._counted = self._counted.model_copy(update=usage.model_dump(exclude_none=True))
+        self._counted = self._counted.model_copy(update=told)
         known = self._counted
         asked = known.input_tokens, known.cache_creation_input_tokens, known.cache_read_input_tokens
         self.usage = Usage(sum(tokens or 0 for tokens in asked), known.output_tokens or 0)
@@ -193,7 +195,7 @@ class Anthropic:
         self.model = settings.model
         self._http = http
         headers = {"anthropic-version": settings.anthropic_version}
-        self._exchange = Exchange(http, settings.idle_timeout, headers)
+        self._exchange = Exchange(http, settings.first_timeout, settings.idle_timeout, headers)
 
     def answer(self, ask: Ask) -> AsyncGenerator[str | Reply, None]:
         """As the contract says."""

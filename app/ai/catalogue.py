@@ -9,7 +9,7 @@ from types import MappingProxyType
 from app.ai import refusals
 from app.ai.anthropic import Anthropic
 from app.ai.contract import SERVICE, Provider
-from app.ai.exchange import PATIENCE
+from app.ai.exchange import patience
 from app.ai.openai import OpenAi
 from app.ai.settings import AiSettings
 from app.resilience import Breakers, create_resilient_client
@@ -35,7 +35,7 @@ async def open_provider(
         base_url=settings.url,
         auth=credentials(settings),
         max_concurrency=settings.max_concurrency,
-        profile=PATIENCE,
+        profile=patience(settings.first_timeout),
         breakers=breakers,
         verify=verify,
         describe=refusals.describe,

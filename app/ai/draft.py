@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """An answer while it comes in, piece by piece or at once."""
 
+import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from app.ai.contract import SERVICE, Json, Reply, StopReason, ToolCall, Usage
 from app.ai.refusals import Vocabulary, read_error
@@ -14,6 +16,8 @@ from app.ai.streams import Event
 from app.resilience.errors import PermanentError
 
 OBJECT: TypeAdapter[Json] = TypeAdapter(dict[str, JsonValue])
+MOST_TOKENS = 2**31 - 1
+"""More than any answer has, and what a column of the database holds."""
 
 
 class Wire(BaseModel):
@@ -23,6 +27,18 @@ class Wire(BaseModel):
 
 
 W = TypeVar("W", bound=Wire)
+
+
+def _number(told: object) -> int | None:
+    if isinstance(told, float):
+        return int(told) if math.isfinite(told) else None
+    return told if isinstance(told, int) and not isinstance(told, bool) else None
+
+
+Count = Annotated[int | None, BeforeValidator(_number)]
+"""A number of tokens; None is anything else, for no answer is thrown away because it was counted badly."""
+Counted = Annotated[W | None, BeforeValidator(lambda told: told if isinstance(told, dict) else None)]
+"""What holds such numbers; None is anything else."""
 
 
 def read(kind: type[W], text: str | bytes) -> W:
@@ -43,11 +59,16 @@ def unreadable() -> PermanentError:
 
 
 def object_of(arguments: str) -> Json | None:
-    """The object that a model wrote as arguments; None if it wrote something else."""
+    """The object that a model wrote as arguments; None if it wrote something else.
+
+    So is one with NaN, or with a number too large for a float: they could be read, but not sent on.
+    """
     try:
-        return OBJECT.validate_json(arguments)
-    except ValidationError:
+        found = OBJECT.validate_json(arguments)
+        json.dumps(found, allow_nan=False)
+    except ValueError:
         return None
+    return found
 
 
 @dataclass(slots=True)
@@ -121,10 +142,20 @@ class Draft(ABC):
         detail = f"{SERVICE} broke off its answer: {self._redacted(told.message)}"
         raise self.words.kind(told)(detail, service=SERVICE)
 
+    def decline(self, words: str) -> str:
+        """There is no answer, for these reasons; they are its text."""
+        self.stop = StopReason.REFUSAL
+        return self.say(words)
+
     def reply(self) -> Reply:
         """The whole answer, once it has ended."""
         calls = tuple(self.calls[index].finished(number) for number, index in enumerate(sorted(self.calls)))
         stop = self.stop or StopReason.OTHER
         if calls and stop is StopReason.END:  # so do some servers of OpenAI's format
             stop = StopReason.TOOLS
-        return Reply("".join(self._text), calls, stop, self.usage, self.model)
+        return Reply("".join(self._text), calls, stop, self.usage and _held(self.usage), self.model)
+
+
+def _held(usage: Usage) -> Usage:
+    """Within what can be counted."""
+    return Usage(*(min(max(tokens, 0), MOST_TOKENS) for tokens in (usage.input_tokens, usage.output_tokens)))

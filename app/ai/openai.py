@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import AliasChoices, ConfigDict, Field, JsonValue
 
 from app.ai.contract import Ask, Json, ModelTurn, Reply, StopReason, Tool, ToolCall, Turn, Usage, UserTurn
-from app.ai.draft import CallDraft, Draft, Wire, object_of, read, unreadable
+from app.ai.draft import CallDraft, Count, Counted, Draft, Wire, object_of, read, unreadable
 from app.ai.exchange import Exchange
 from app.ai.refusals import Vocabulary
 from app.ai.settings import AiSettings
@@ -36,6 +36,7 @@ WORDS = Vocabulary(
             "billing_not_active",
         }
     ),
+    unwilling=frozenset({"content_filter"}),
 )
 STOPS: Mapping[str, StopReason] = {
     "stop": StopReason.END,
@@ -77,18 +78,25 @@ class Delta(Wire):
 
 
 class Choice(Wire):
-    """One of the answers; one is asked for."""
+    """One of the answers; one is asked for. What a filter found comes without a delta (Azure)."""
 
     index: int = 0
-    delta: Delta = Field(validation_alias=AliasChoices("delta", "message"))
+    delta: Delta | None = Field(default=None, validation_alias=AliasChoices("delta", "message"))
     finish_reason: str | None = None
 
 
 class Tokens(Wire):
     """What is counted."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What is told of it."""
+        if self.prompt_tokens is None and self.completion_tokens is None:
+            return None
+        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
 
 
 class Chunk(Wire):
@@ -96,7 +104,7 @@ class Chunk(Wire):
 
     model: str | None = None
     choices: list[Choice] | None = None
-    usage: Tokens | None = None
+    usage: Counted[Tokens] = None
     error: JsonValue = None
 
 
@@ -125,14 +133,14 @@ class ChatDraft(Draft):
         if chunk.choices is None:
             raise unreadable()
         self.model = chunk.model or self.model
-        if chunk.usage is not None:
-            self.usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+        usage = chunk.usage and chunk.usage.usage
+        self.usage = usage or self.usage
         pieces = [self._chosen(choice) for choice in chunk.choices if choice.index == 0]
         heard = [piece for piece in pieces if piece is not None]
-        return "".join(heard) if heard or chunk.usage else None
+        return "".join(heard) if heard or (usage and not chunk.choices) else None
 
     def _chosen(self, choice: Choice) -> str | None:
-        delta = choice.delta
+        delta = choice.delta or Delta()
         for piece in delta.tool_calls or ():
             call = self.calls.setdefault(self._index(piece), CallDraft())
             call.add(id=piece.id, name=piece.function.name, arguments=piece.function.arguments)
@@ -162,7 +170,7 @@ class OpenAi:
         self.model = settings.model
         self._limit_field = settings.output_limit_field
         self._http = http
-        self._exchange = Exchange(http, settings.idle_timeout, {})
+        self._exchange = Exchange(http, settings.first_timeout, settings.idle_timeout, {})
 
     def answer(self, ask: Ask) -> AsyncGenerator[str | Reply, None]:
         """As the contract says."""

@@ -14,7 +14,7 @@ from app.resilience import Breakers, ServiceBreaker
 from tests.ai.dialects import ANTHROPIC, ASK, OPENAI, Dialect
 from tests.resilience.misbehaving import Misbehaving
 
-IDLE = 0.25
+FIRST, IDLE = 10.0, 0.25
 KEY = "sk-4711-very-secret"
 
 
@@ -54,8 +54,9 @@ async def connect(dialect: Dialect) -> AsyncIterator[Connect]:
     async with AsyncExitStack() as stack:
 
         async def connecting(server: Misbehaving, **settings: Any) -> Connected:
-            usual = {"model": "m-1", "base_url": server.url, "idle_timeout": IDLE, "api_key": KEY}
-            told = AiSettings.model_validate({"provider": dialect.name} | usual | settings)
+            usual = {"model": "m-1", "base_url": server.url, "api_key": KEY}
+            limits = {"first_timeout": FIRST, "idle_timeout": IDLE}
+            told = AiSettings.model_validate({"provider": dialect.name} | usual | limits | settings)
             breakers = Breakers()
             provider = await stack.enter_async_context(open_provider(told, breakers))
             return Connected(provider, breakers.get(SERVICE))

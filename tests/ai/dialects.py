@@ -17,6 +17,7 @@ Json = dict[str, Any]
 Headers = Mapping[str, str]
 NONE: Headers = MappingProxyType({})
 EVENTS = "text/event-stream"
+BEAT = 0.02
 OPENAI_CONTRACT = Contract("openai", below="")
 ANTHROPIC_CONTRACT = Contract("anthropic", below="")
 NEWER_ANTHROPIC_CONTRACT = Contract("anthropic-2026-10-21", below="")
@@ -62,25 +63,34 @@ def sse(name: str, data: object) -> bytes:
 
 
 def pouring(
-    *pieces: bytes,
+    *pieces: bytes | float,
     then: str = "end",
     forever: bytes = b"",
     kind: str = EVENTS,
     headers: Headers = NONE,
 ) -> Behaviour:
-    """A stream of these pieces; ``then``: its end, silence, or ``forever`` again and again."""
+    """A stream of these pieces; ``then``: its end, silence, or ``forever`` again and again.
+
+    A number among the pieces: so many seconds with ``forever``, or with nothing.
+    """
 
     async def behave(_: Received, writer: asyncio.StreamWriter) -> None:
         told = {"Content-Type": kind, "Transfer-Encoding": "chunked", **headers}
         lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in told.items())]
         writer.write("\r\n".join([*lines, "", ""]).encode())
         for piece in pieces:
-            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            await writer.drain()
+            if isinstance(piece, bytes):
+                writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                await writer.drain()
+                continue
+            for _beat in range(round(piece / BEAT)):
+                if forever:
+                    writer.write(b"%x\r\n%s\r\n" % (len(forever), forever))
+                await asyncio.sleep(BEAT)
         while then == "forever":
             writer.write(b"%x\r\n%s\r\n" % (len(forever), forever))
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(BEAT)
         if then == "silence":
             await asyncio.sleep(HANG)
         writer.write(b"0\r\n\r\n")

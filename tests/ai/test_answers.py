@@ -106,8 +106,71 @@ async def test_without_usage_nothing_is_made_up(connect: Connect, dialect: Diale
         assert (await (await connect(server)).ask()).usage is None
 
 
+MOST = 2**31 - 1
+OPENAI_USAGE: list[tuple[object, Usage | None]] = [
+    ({}, None),
+    ([], None),
+    ("many", None),
+    ({"prompt_tokens": None, "completion_tokens": None}, None),
+    ({"prompt_tokens": "many", "completion_tokens": True}, None),
+    ({"prompt_tokens": 7, "completion_tokens": None}, Usage(7, 0)),
+    ({"completion_tokens": 7}, Usage(0, 7)),
+    ({"prompt_tokens": 7.0, "completion_tokens": 2.5}, Usage(7, 2)),
+    ({"prompt_tokens": -1, "completion_tokens": 10**30}, Usage(0, MOST)),
+    ({"prompt_tokens": -(10**400), "completion_tokens": 10**400}, Usage(0, MOST)),
+    ({"prompt_tokens": MOST, "completion_tokens": float("inf")}, Usage(MOST, 0)),
+]
+ANTHROPIC_USAGE: list[tuple[object, Usage | None]] = [
+    ({}, None),
+    ([], None),
+    ({"input_tokens": None, "output_tokens": "many"}, None),
+    ({"input_tokens": 7}, Usage(7, 0)),
+    ({"input_tokens": -1, "output_tokens": 10**30}, Usage(0, MOST)),
+    ({"input_tokens": MOST, "cache_read_input_tokens": 1, "output_tokens": 1}, Usage(MOST, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "told", "usage"),
+    [
+        *((OPENAI, told, usage) for told, usage in OPENAI_USAGE),
+        *((ANTHROPIC, told, usage) for told, usage in ANTHROPIC_USAGE),
+    ],
+)
+async def test_whatever_is_counted_the_answer_holds(
+    connect: Connect, dialect: Dialect, told: object, usage: Usage | None
+) -> None:
+    async with misbehaving(whole(dialect.message(Said()) | {"usage": told})) as server:
+        reply = await (await connect(server)).ask()
+
+    assert (reply.text, reply.usage) == ("Canary.", usage)
+
+
 class TestOddOpenAi:
     pytestmark = only_openai
+
+    @pytest.mark.parametrize("delta", [{}, {"delta": None}], ids=["missing", "null"])
+    async def test_results_of_a_filter_without_a_delta_are_skipped(
+        self, connect: Connect, delta: Json
+    ) -> None:
+        events = []
+        for chunk in OPENAI.chunks(Said()):
+            results = {"hate": {"filtered": False, "severity": "safe"}}
+            judged = {"index": 0, "finish_reason": None, "content_filter_results": results} | delta
+            events += [sse("", chunk), sse("", {"id": "", "object": "", "model": "", "choices": [judged]})]
+        async with misbehaving(pouring(*events, sse("", "[DONE]"))) as server:
+            reply = await (await connect(server)).ask()
+
+        assert reply == Reply("Canary.", (), StopReason.END, Usage(12, 5), "m-1-2026")
+
+    async def test_a_filter_that_ends_an_answer_without_a_delta_is_a_refusal(self, connect: Connect) -> None:
+        ended = OPENAI.chunk({}, stop="content_filter")
+        del ended["choices"][0]["delta"]
+        events = [sse("", OPENAI.chunk({"content": "Ca"})), sse("", ended), sse("", "[DONE]")]
+        async with misbehaving(pouring(*events)) as server:
+            reply = await (await connect(server)).ask()
+
+        assert (reply.text, reply.stop) == ("Ca", StopReason.REFUSAL)
 
     @pytest.mark.parametrize("form", ["streamed", "whole"])
     async def test_the_words_of_a_refusal_are_the_text(self, connect: Connect, form: str) -> None:
@@ -188,13 +251,14 @@ class TestOddAnthropic:
             assert (await (await connect(server)).ask()).usage == Usage(23, 9)
 
 
-async def test_what_is_used_up_closes_the_gate_though_the_answer_was_good(
-    connect: Connect, dialect: Dialect
+@pytest.mark.parametrize("reset", ["1m0s", "23h0m0s"])
+async def test_what_is_used_up_closes_the_gate_though_the_answer_was_good_for_a_minute_at_most(
+    connect: Connect, dialect: Dialect, reset: str
 ) -> None:
     limits = {
         "X-RateLimit-Limit-Tokens": "100",
         "X-RateLimit-Remaining-Tokens": "0",
-        "X-RateLimit-Reset-Tokens": "1m0s",
+        "X-RateLimit-Reset-Tokens": reset,
     }
     async with misbehaving(pouring(*dialect.events(Said()), headers=limits)) as server:
         connected = await connect(server)

@@ -84,8 +84,12 @@ async def test_what_brings_nothing_for_too_long_is_cut(connect: Connect, dialect
 
 @only_openai
 async def test_chunks_without_content_are_signs_of_life_only(connect: Connect) -> None:
-    empty = sse("", OPENAI.chunk({"role": "assistant", "content": ""}))
-    async with misbehaving(pouring(then="forever", forever=empty)) as server:
+    told = [{"role": "assistant", "content": ""}, {}]
+    chunks = [sse("", OPENAI.chunk(delta, usage={"prompt_tokens": 1})) for delta in told]
+    filtered: Json = {"index": 0, "finish_reason": None, "content_filter_results": {}}
+    chunks.append(sse("", OPENAI.chunk(None) | {"choices": [filtered]}))
+    first = sse("", OPENAI.chunk({"content": "Ca"}))
+    async with misbehaving(pouring(first, then="forever", forever=b"".join(chunks))) as server:
         async with asyncio.timeout(5):
             with pytest.raises(AttemptTimeout):
                 await (await connect(server)).ask()
@@ -96,7 +100,7 @@ async def test_a_whole_answer_that_does_not_come_to_its_end_is_cut(
 ) -> None:
     behaviour = pouring(b"{", then="forever", forever=b" ", kind="application/json")
     async with misbehaving(behaviour) as server, asyncio.timeout(5):
-        connected = await connect(server)
+        connected = await connect(server, first_timeout=0.5)
         with pytest.raises(AttemptTimeout):
             await connected.ask()
 

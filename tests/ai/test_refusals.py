@@ -3,7 +3,7 @@
 
 import pytest
 
-from app.ai.contract import Reply
+from app.ai.contract import Reply, StopReason
 from app.resilience.errors import (
     AuthError,
     CallError,
@@ -41,7 +41,8 @@ YES = {"X-Should-Retry": "true"}
         (429, {"Retry-After-Ms": "10"}, Throttled, 2),
         (429, {"Retry-After": "60"}, Throttled, 1),
         (429, {"Retry-After": "60", "Retry-After-Ms": "10"}, Throttled, 2),
-        (429, NO, PermanentError, 1),
+        (429, NO, Throttled, 2),
+        (429, NO | {"Retry-After": "60"}, Throttled, 1),
         (429, YES | {"Retry-After": "60"}, Throttled, 1),
         (500, {}, ServerError, 2),
         (500, NO, PermanentError, 1),
@@ -76,10 +77,11 @@ async def test_a_status_is_what_it_means_here(  # noqa: PLR0917 - a table's colu
         (ANTHROPIC, ANTHROPIC.error("billing_error")),
     ],
 )
+@pytest.mark.parametrize("wish", [YES, NO], ids=["again", "not again"])
 async def test_where_the_money_ran_out_nothing_is_asked_again(
-    connect: Connect, dialect: Dialect, error: Json
+    connect: Connect, dialect: Dialect, error: Json, wish: Json
 ) -> None:
-    async with misbehaving(whole(error, 429, YES | {"Retry-After": "1"})) as server:
+    async with misbehaving(whole(error, 429, wish | {"Retry-After": "1"})) as server:
         connected = await connect(server)
         with pytest.raises(PermanentError):
             await connected.ask()
@@ -97,18 +99,63 @@ async def test_a_question_is_posed_again_where_that_may_help(connect: Connect, d
     assert server.received[0].body == server.received[1].body
 
 
+FILTERED = OPENAI.error(
+    "",
+    f"The prompt of {KEY} was filtered",
+    type=None,
+    param="prompt",
+    code="content_filter",
+    status=400,
+    innererror={
+        "code": "ResponsibleAIPolicyViolation",
+        "content_filter_result": {"hate": {"filtered": True, "severity": "high"}},
+    },
+)
+
+
+@pytest.mark.parametrize("dialect", [OPENAI], ids=["openai"])
+@pytest.mark.parametrize("headers", [{}, YES, NO], ids=["as it is", "again", "not again"])
+async def test_a_prompt_that_a_filter_refuses_gets_a_refusal_for_an_answer(
+    connect: Connect, headers: Json
+) -> None:
+    async with misbehaving(whole(FILTERED, 400, headers)) as server:
+        connected = await connect(server)
+        reply: Reply = await connected.ask()
+
+    words = "The prompt of *** was filtered"
+    assert reply == Reply(words, (), StopReason.REFUSAL, None, "m-1")
+    assert len(server.received) == 1
+    assert connected.breaker.fail_counter == 0
+
+
+@pytest.mark.parametrize(
+    ("dialect", "status", "error"),
+    [
+        (OPENAI, 400, OPENAI.error("invalid_request_error", code="context_length_exceeded")),
+        (OPENAI, 403, FILTERED),
+        (ANTHROPIC, 400, ANTHROPIC.error("content_filter")),
+    ],
+)
+async def test_other_refusals_are_errors(
+    connect: Connect, dialect: Dialect, status: int, error: Json
+) -> None:
+    async with misbehaving(whole(error, status)) as server:
+        with pytest.raises(CallError, match=f"answered {status}"):
+            await (await connect(server)).ask()
+
+
 async def test_a_refusal_that_tells_only_its_limits_is_waited_out(connect: Connect, dialect: Dialect) -> None:
     date = "Wed, 21 Oct 2026 10:00:00 GMT"
     limits = {
         "openai": {
             "X-RateLimit-Limit-Requests": "9",
             "X-RateLimit-Remaining-Requests": "0",
-            "X-RateLimit-Reset-Requests": "40s",
+            "X-RateLimit-Reset-Requests": "23h",
         },
         "anthropic": {
             "Anthropic-RateLimit-Requests-Limit": "9",
             "Anthropic-RateLimit-Requests-Remaining": "0",
-            "Anthropic-RateLimit-Requests-Reset": "2026-10-21T10:00:40Z",
+            "Anthropic-RateLimit-Requests-Reset": "2026-10-22T09:00:00Z",
             "Date": date,
         },
     }
@@ -116,7 +163,7 @@ async def test_a_refusal_that_tells_only_its_limits_is_waited_out(connect: Conne
         with pytest.raises(Throttled) as raised:
             await (await connect(server)).ask()
 
-    assert raised.value.retry_after == 40.0
+    assert raised.value.retry_after == 23 * 3600.0
     assert len(server.received) == 1
 
 

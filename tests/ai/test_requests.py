@@ -4,7 +4,10 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.ai import anthropic, openai
 from app.ai.contract import Ask, ModelTurn, ToolCall, ToolResult, ToolTurn, UserTurn
@@ -145,7 +148,11 @@ def test_a_conversation_in_anthropics_format() -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", ["", "[1]", "null", "7", '{"a":', "[" * 10_000], ids=str.__len__)
+NO_OBJECTS = ["", "[1]", "null", "7", '{"a":', "[" * 10_000, '{"a":"\\ud800"}', '{"a":' + "9" * 5000 + "}"]
+NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", '[{"b":[0,1E+999]}]']
+
+
+@pytest.mark.parametrize("arguments", NO_OBJECTS + [f'{{"a":{number}}}' for number in NOT_FINITE])
 def test_arguments_that_are_no_object_are_sent_as_an_empty_one(arguments: str) -> None:
     ask = Ask("", (ModelTurn(" ", (ToolCall("c", "look", arguments),)), ToolTurn((ToolResult("c", ""),))))
 
@@ -153,3 +160,19 @@ def test_arguments_that_are_no_object_are_sent_as_an_empty_one(arguments: str) -
         {"type": "tool_use", "id": "c", "name": "look", "input": {}}
     ]
     assert next(openai.messages(ask))["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+WRITTEN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(WRITTEN.map(json.dumps) | st.dictionaries(st.text(), WRITTEN).map(json.dumps) | st.text())
+def test_whatever_a_model_writes_the_next_question_can_be_sent(arguments: str) -> None:
+    calls = ToolCall("c", "look", arguments), ToolCall(arguments, arguments, arguments)
+    ask = Ask("", (ModelTurn(arguments, calls), ToolTurn((ToolResult(arguments, arguments),))))
+
+    for told in (anthropic.messages(ask), list(openai.messages(ask))):
+        httpx.Request("POST", "http://provider.example", json=told)
