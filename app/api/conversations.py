@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, replace
 from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -19,8 +20,9 @@ from app.api.operations import FailureRead
 from app.api.paging import CursorKey, Newest, Page, PageDep
 from app.api.routing import Route, requires
 from app.api.schema import CONTENT_FORM, Count, Given, Label, Message, ResourceVersion, Shown, as_json, tagged
-from app.api.streams import EventStream, Watched, Watcher, message
-from app.domain import conversations
+from app.api.streams import EventStream, Watched, Watcher, by_itself, message
+from app.domain import conversations, listening
+from app.domain.listening import Spot
 from app.errors import FieldError, Invalid
 from app.models import Conversation, MessageRole, MessageStatus
 from app.models import Message as Row
@@ -33,13 +35,10 @@ NEWEST: CursorKey[tuple[datetime, UUID]] = CursorKey(Newest)
 LONGEST = 8000
 Content = Annotated[str, Field(min_length=1, max_length=LONGEST, pattern=CONTENT_FORM)]
 Answer = Annotated[str, Field(max_length=1_000_000)]
-Spot = tuple[int, int, int, int]
-"""Where a listener is: the message, calls of tools, the draft of its text, and characters of that.
-
-One character more than there are: the end was told, too.
-"""
-BEGINNING: Spot = (0, 0, 0, 0)
-SPOT = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
+BEGINNING = Spot()
+SPOT = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
+"""The id of an event: the parts of the spot that it leads to."""
+NEWEST_SHOWN = 2
 
 
 class MessageCreate(Given):
@@ -49,7 +48,7 @@ class MessageCreate(Given):
 
 
 class ToolCallRead(Shown):
-    """Something that the assistant looked up; `ok`: it got an answer."""
+    """Something that the assistant looked up; `ok`: it got an answer. Long `arguments` are cut."""
 
     tool: Label
     arguments: Annotated[str, Field(max_length=1_000_000)]
@@ -88,19 +87,7 @@ class MessageRead(Shown):
     @classmethod
     def of(cls, row: Row) -> Self:
         """What is shown of a row."""
-        plain = {name: getattr(row, name) for name in cls.model_fields if name != "tool_calls"}
-        return cls.model_validate(
-            plain | {"tool_calls": [call for step in row.steps for call in calls_of(step)]}
-        )
-
-
-def calls_of(step: dict[str, Any]) -> list[ToolCallRead]:
-    """What was asked for in one round."""
-    failed = {result["call_id"] for result in step["results"] if result["is_error"]}
-    return [
-        ToolCallRead(tool=call["name"][:200], arguments=call["arguments"], ok=call["id"] not in failed)
-        for call in step["calls"]
-    ]
+        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class ConversationShort(Shown):
@@ -143,14 +130,16 @@ class ConversationPage(Page[ConversationShort]):
     """Some conversations, and where to go on."""
 
 
-async def shown(session: AsyncSession, row: Conversation) -> ConversationRead:
-    """A conversation with all that was said."""
-    return ConversationRead.of(row, await conversations.messages(session, [row.id]))
+async def shown(session: AsyncSession, row: Conversation, *, newest: int | None = None) -> ConversationRead:
+    """A conversation with all that was said, or the ``newest`` so many messages."""
+    begin = 1 if newest is None else max(1, row.last_sequence - newest + 1)
+    return ConversationRead.of(row, await conversations.messages(session, [row.id], from_sequence=begin))
 
 
 async def accepted(session: AsyncSession, row: Conversation) -> Response:
-    """The answer to something said: it will be answered."""
-    return tagged(await shown(session, row), 202, location=f"/api/v1/ai/conversations/{row.id}")
+    """The answer to something said, which is kept for its repetitions: it will be answered."""
+    body = await shown(session, row, newest=NEWEST_SHOWN)
+    return tagged(body, 202, location=f"/api/v1/ai/conversations/{row.id}")
 
 
 @router.post(
@@ -160,7 +149,10 @@ async def accepted(session: AsyncSession, row: Conversation) -> Response:
 async def create_conversation(
     body: MessageCreate, session: SessionDep, call: CallDep, runtime: RuntimeDep
 ) -> Response:
-    """Say the first thing; `operation_id` is the work that answers it."""
+    """Say the first thing; `operation_id` is the work that answers it.
+
+    `messages` are the question and the answer to come.
+    """
     assistant = runtime.assistant
     row = await conversations.begin(
         session,
@@ -209,7 +201,10 @@ async def create_message(
     runtime: RuntimeDep,
     version: ExpectedVersion,
 ) -> Response:
-    """One message at a time: while one is being answered, the next is refused (409 `conversation_busy`)."""
+    """One message at a time: while one is being answered, the next is refused (409 `conversation_busy`).
+
+    `messages` are the question and the answer to come; `GET` has those before them, too.
+    """
     assistant = runtime.assistant
     row = await conversations.append(
         session,
@@ -242,7 +237,8 @@ async def list_conversation_events(
 ) -> Response:
     """What is said, as it is said: `message`, `tool`, `token`, `restarted` and `answer`, as the `type` says.
 
-    Ends once nothing is being answered. `restarted`: the text so far of this answer is void, another begins.
+    Ends once nothing is being answered. `restarted`: the text so far of this answer is void, another begins;
+    with `anew` so are its calls of tools.
     """
     await conversations.get(session, conversation_id)
     return EventStream(service.streams(feed), conversation_id, spot_of(last_event_id))
@@ -260,60 +256,63 @@ def spot_of(last_event_id: str | None) -> Spot:
     if found is None:
         wrong = FieldError("/header/Last-Event-ID", "is no id of an event of this stream")
         raise Invalid("the Last-Event-ID is malformed", wrong)
-    sequence, steps, draft, offset = map(int, found.groups())
-    return sequence, steps, draft, offset
+    return Spot(*map(int, found.groups()))
 
 
 async def feed(session: AsyncSession, watched: Watched[Spot]) -> None:
-    """Offer every listener what was said since; ends those for whom nothing is being answered."""
-    begin = (
-        min(max(watcher.after[0], 1) for watchers in watched.values() for watcher in watchers)
-        if watched
-        else 1
-    )
-    said = await conversations.messages(session, list(watched), from_sequence=begin)
+    """Offer every listener what it was not told; ends those for whom nothing is being answered."""
+    answering = await listening.answering(session, list(watched))
+    spots = {key: {watcher.after for watcher in watchers} for key, watchers in watched.items()}
+    said = await listening.news(session, spots)
     for conversation_id, watchers in watched.items():
-        own = [each for each in said if each.conversation_id == conversation_id]
-        for watcher in watchers:
-            if offered(watcher, own) and not any(each.status in conversations.OPEN for each in own):
-                watcher.end()
+        rows = said[conversation_id]
+        goes_on = conversation_id in answering or any(row.status in conversations.OPEN for row in rows)
+        with by_itself(watchers):
+            for watcher in watchers:
+                if offered(watcher, rows) and not goes_on:
+                    watcher.end()
 
 
 def offered(watcher: Watcher[Spot], said: Sequence[Row]) -> bool:
     """Whether there was room for all that the listener does not have."""
     return all(
-        watcher.offer(message(".".join(map(str, spot)), to_json(body)), spot)
+        watcher.offer(message(".".join(map(str, astuple(spot))), to_json(body)), spot)
         for row in said
-        if row.sequence >= watcher.after[0]
+        if row.sequence >= watcher.after.sequence
         for spot, body in news(row, watcher.after)
     )
 
 
 def news(row: Row, after: Spot) -> Iterator[tuple[Spot, dict[str, Any]]]:
     """What a message has that a listener at that spot was not told, each with the spot it leads to."""
-    if row.role is MessageRole.USER:
-        yield (row.sequence + 1, 0, 0, 0), {"type": "message", "message": whole(row)}
-        return
     number = row.sequence
-    _, told, draft, offset = after if after[0] == number else (number, 0, 0, 0)
-    calls = [call for step in row.steps for call in calls_of(step)]
-    told = told if told <= len(calls) else 0  # it was taken up anew
-    for call in calls[told:]:
-        told += 1
-        yield (number, told, draft, offset), {"type": "tool", "sequence": number, **call.model_dump()}
-    if draft != row.draft and offset:
-        yield (number, told, row.draft, 0), {"type": "restarted", "sequence": number}
-    yield from text_of(row, told, offset if draft == row.draft else 0)
+    if row.role is MessageRole.USER:
+        yield Spot(number + 1), {"type": "message", "message": whole(row)}
+        return
+    at = after if after.sequence == number else Spot(number, run=row.run)
+    if at.run != row.run:
+        if at.calls or at.offset:
+            at = Spot(number, run=row.run, draft=row.draft)
+            yield at, {"type": "restarted", "sequence": number, "anew": True}
+        at = Spot(number, run=row.run, draft=row.draft)
+    for told, call in enumerate(row.tool_calls[at.calls :], at.calls + 1):
+        at = replace(at, calls=told)
+        yield at, {"type": "tool", "sequence": number, **ToolCallRead.model_validate(call).model_dump()}
+    if at.draft != row.draft:
+        had, at = at.offset, replace(at, draft=row.draft, offset=0)
+        if had:
+            yield at, {"type": "restarted", "sequence": number, "anew": False}
+    yield from text_of(row, at)
 
 
-def text_of(row: Row, told: int, offset: int) -> Iterator[tuple[Spot, dict[str, Any]]]:
-    """What an answer's text has from that character on, and its end."""
+def text_of(row: Row, at: Spot) -> Iterator[tuple[Spot, dict[str, Any]]]:
+    """What an answer's text has from that spot on, and its end."""
     number, length = row.sequence, len(row.content)
-    if offset < length:
-        told_text = {"type": "token", "sequence": number, "text": row.content[offset:]}
-        yield (number, told, row.draft, length), told_text
-    if row.status not in conversations.OPEN and offset <= length:
-        yield (number, told, row.draft, length + 1), {"type": "answer", "message": whole(row)}
+    if at.offset < length:
+        told = {"type": "token", "sequence": number, "text": row.content[at.offset :]}
+        yield replace(at, offset=length), told
+    if row.status not in conversations.OPEN and at.offset <= length:
+        yield replace(at, offset=length + 1), {"type": "answer", "message": whole(row)}
 
 
 def whole(row: Row) -> dict[str, Any]:

@@ -50,6 +50,17 @@ class Watcher(Generic[Place]):
             self.queue.put_nowait(None)
 
 
+@contextmanager
+def by_itself(watchers: Collection[Watcher[Place]]) -> Iterator[None]:
+    """What cannot be told ends the streams of those who listen to it, and nobody else's."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError):  # what is stored is not what it should be
+        log.exception("event_stream_failed")
+        for watcher in watchers:
+            watcher.end()
+
+
 Watched = Mapping[UUID, Collection[Watcher[Place]]]
 Feed = Callable[[AsyncSession, Watched[Place]], Awaitable[None]]
 """Reads what is new of all that is watched, and offers it to the watchers."""

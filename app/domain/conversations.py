@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import undefer
 
 from app.domain import ai_calls, operations, rollout
 from app.domain.accounts import Actor
@@ -40,12 +41,15 @@ MOVES: Mapping[MessageStatus, frozenset[MessageStatus]] = MappingProxyType(
     }
 )
 OPEN = (_M.PENDING, _M.ANSWERING)
-ASSISTANT = "assistant"
 MOST_MESSAGES = 200
 TITLE = 80
+LONGEST_SHOWN = 4_000
+"""Characters of what a tool was asked with, as far as it is shown."""
 ANSWERED_WITHIN = timedelta(seconds=110)
 """How long answering may take from its first run on, waits and repeats included: a person waits for it."""
 CANCELLED = Failure("transient", "cancelled", "it was cancelled")
+WHOLE = (undefer(Message.steps),)
+"""With all that was read for an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,7 @@ async def _open(session: AsyncSession, conversation_id: UUID) -> UUID | None:
 
 
 async def lock_of(session: AsyncSession, message_id: UUID) -> tuple[Conversation, Message]:
-    """A message and its conversation, which is locked.
+    """A message, with all that was read for it, and its conversation, which is locked.
 
     Raises:
         NotFound: no such message.
@@ -256,7 +260,7 @@ async def lock_of(session: AsyncSession, message_id: UUID) -> tuple[Conversation
     if conversation_id is None:
         raise NotFound(f"there is no message {message_id}")
     conversation = await lock(session, conversation_id)
-    message = await session.get_one(Message, message_id, populate_existing=True)
+    message = await session.get_one(Message, message_id, options=WHOLE, populate_existing=True)
     return conversation, message
 
 
@@ -282,6 +286,7 @@ async def begin_turn(session: AsyncSession, message_id: UUID, *, now: datetime) 
         _move(conversation, message, MessageStatus.ANSWERING, now=now, began_at=now)
         await _end_operation_within(session, message)
     assert message.began_at is not None  # it is written with ANSWERING
+    steps = tuple(message.steps)
     said = await messages(session, [conversation.id], from_sequence=conversation.summarised_through + 1)
     await session.flush()
     return Turn(
@@ -290,7 +295,7 @@ async def begin_turn(session: AsyncSession, message_id: UUID, *, now: datetime) 
         caller_id=message.author_id,
         history=tuple(_said(each) for each in said if each.sequence < message.sequence),
         summary=conversation.summary,
-        steps=tuple(message.steps),
+        steps=steps,
         draft=message.draft,
         left=message.began_at + ANSWERED_WITHIN - now,
     )
@@ -309,17 +314,30 @@ def _said(message: Message) -> Said:
 
 async def keep_text(session: AsyncSession, message_id: UUID, text: str, *, draft: int) -> None:
     """Store the answer's round as far as it has come. May be repeated."""
+    await _keep(session, message_id, content=text, draft=draft)
+
+
+async def _keep(session: AsyncSession, message_id: UUID, **values: Any) -> None:
     change = update(Message).where(Message.id == message_id, Message.status == MessageStatus.ANSWERING)
-    await session.execute(
-        change.values(content=text, draft=draft), execution_options={"synchronize_session": False}
-    )
+    await session.execute(change.values(**values), execution_options={"synchronize_session": False})
 
 
 async def keep_step(session: AsyncSession, message_id: UUID, steps: Sequence[Json], *, draft: int) -> None:
     """Store all finished rounds of an answer; the text of the next one begins with nothing."""
-    change = update(Message).where(Message.id == message_id, Message.status == MessageStatus.ANSWERING)
-    values = {"steps": list(steps), "content": "", "draft": draft}
-    await session.execute(change.values(**values), execution_options={"synchronize_session": False})
+    calls = shown_calls(steps)
+    await _keep(session, message_id, steps=list(steps), tool_calls=calls, content="", draft=draft)
+
+
+def shown_calls(steps: Sequence[Json]) -> list[Json]:
+    """What is shown of finished rounds: what was asked for, and whether there was an answer."""
+    shown = []
+    for step in steps:
+        failed = {result["call_id"] for result in step["results"] if result["is_error"]}
+        for call in step["calls"]:
+            asked, ok = call["arguments"], call["id"] not in failed
+            asked = asked if len(asked) <= LONGEST_SHOWN else f"{asked[:LONGEST_SHOWN]}…"
+            shown.append({"tool": call["name"][:200], "arguments": asked, "ok": ok})
+    return shown
 
 
 async def keep_summary(session: AsyncSession, conversation_id: UUID, summary: str, *, through: int) -> None:
@@ -341,10 +359,15 @@ async def complete(session: AsyncSession, message_id: UUID, *, now: datetime, **
 async def break_off(
     session: AsyncSession, message_id: UUID, failure: Failure, *, now: datetime, **answer: Any
 ) -> None:
-    """End an answer without its end: what there is of it stays. Nothing happens if it is over already."""
+    """End an answer without its end: what there is of it stays. Nothing happens if it is over already.
+
+    Where its last round has no text yet, what was said before it is shown.
+    """
     conversation, message = await lock_of(session, message_id)
     if message.status in OPEN:
-        told = {"error": failure.to_json(), "finished_at": now, **answer}
+        said = [message.content, *(step["text"] for step in reversed(message.steps))]
+        last = next((each for each in said if each.strip()), message.content)
+        told = {"error": failure.to_json(), "finished_at": now, "content": last, **answer}
         _move(conversation, message, MessageStatus.INCOMPLETE, now=now, **told)
         await session.flush()
 
@@ -372,6 +395,6 @@ async def work_revived(session: AsyncSession, operation: Operation, *, now: date
     if message.sequence != conversation.last_sequence:
         raise IllegalTransition("something was said since: ask again", status=message.status.value)
     nothing: dict[str, Any] = {"error": None, "finished_at": None, "began_at": None, "stop_reason": None}
-    nothing |= {"steps": [], "draft": message.draft + 1}
+    nothing |= {"steps": [], "tool_calls": [], "run": message.run + 1, "draft": message.draft + 1}
     _move(conversation, message, MessageStatus.PENDING, now=now, **nothing)
     await session.flush()

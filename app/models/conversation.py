@@ -56,17 +56,18 @@ class Message(Base):
     """One thing said; of the assistant's at most one per conversation is being written.
 
     ``author`` is who said it, or who is answered; ``author_id`` is the token whose permissions an answer is
-    made under. ``steps`` are the finished rounds of an answer: what was asked for, and what came of it.
-    ``content`` is its last round as far as it has come, ``draft`` the number of that text: a reader of an
-    older one begins anew. ``citations`` are ids that the answer names and the assistant has read,
-    ``unverified`` those that it names and has not.
+    made under. ``steps`` are the finished rounds of an answer: what was asked for, and all that was read,
+    which is much and not loaded by itself; ``tool_calls`` what is shown of them, in order. ``run`` counts how
+    often it was begun from nothing. ``content`` is its last round as far as it has come, ``draft`` the number
+    of that text: a reader of an older one begins anew. ``citations`` are ids that the answer names and the
+    assistant has read, ``unverified`` those that it names and has not.
     """
 
     __tablename__ = "messages"
     __table_args__ = (
         UniqueConstraint("conversation_id", "sequence"),
         CheckConstraint("sequence >= 1", name="sequence"),
-        CheckConstraint("draft >= 0", name="draft"),
+        CheckConstraint("run >= 0 AND draft >= 0", name="draft"),
         CheckConstraint(
             "(status IN ('COMPLETE', 'INCOMPLETE')) = (finished_at IS NOT NULL)", name="finished"
         ),
@@ -89,8 +90,12 @@ class Message(Base):
     author: Mapped[str]
     author_id: Mapped[UUID]
     content: Mapped[str] = mapped_column(server_default=text("''"))
+    run: Mapped[int] = mapped_column(server_default=text("0"))
     draft: Mapped[int] = mapped_column(server_default=text("0"))
-    steps: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
+    steps: Mapped[list[Json]] = mapped_column(
+        server_default=text("'[]'"), deferred=True, deferred_raiseload=True
+    )
+    tool_calls: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
     citations: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
     unverified: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
     stop_reason: Mapped[str | None]

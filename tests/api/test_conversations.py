@@ -327,7 +327,25 @@ async def test_whatever_a_model_said_can_be_shown(client: httpx.AsyncClient, api
     response = await client.get(f"{PATH}/{body['id']}")
 
     assert response.status_code == 200
-    assert len(response.json()["messages"][-1]["tool_calls"]) == 160
+    calls = response.json()["messages"][-1]["tool_calls"]
+    assert len(calls) == 160
+    assert not any(each["ok"] for each in calls)
+    assert {len(each["arguments"]) for each in calls} == {conversations.LONGEST_SHOWN + 1}
+
+
+async def test_what_is_kept_for_repetitions_does_not_grow_with_the_conversation(
+    client: httpx.AsyncClient, api_runtime: Runtime
+) -> None:
+    body = await said(client, "first")
+    for number in range(3):
+        await answer(api_runtime, body, f"answer {number}")
+        body = await said(client, f"question {number}", f"{PATH}/{body['id']}/messages")
+
+        assert [each["content"] for each in body["messages"]] == [f"question {number}", ""]
+        assert body["answering"] is True
+        whole = (await client.get(f"{PATH}/{body['id']}")).json()
+        assert whole["messages"][-2:] == body["messages"]
+        assert len(whole["messages"]) == 4 + 2 * number
 
 
 async def test_an_answer_broken_off_keeps_what_there_was(

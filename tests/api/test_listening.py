@@ -5,7 +5,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.engine import Connection
 
 from app.api.conversations import BEGINNING, news, spot_of
@@ -48,6 +48,7 @@ class Listener:
             self.text += told["text"]
         elif told["type"] == "restarted":
             self.text = ""
+            self.tools = [] if told["anew"] else self.tools
         elif told["type"] == "tool":
             self.tools.append(told["tool"])
         else:
@@ -63,8 +64,9 @@ def row(**values: Any) -> Message:
         "status": MessageStatus.ANSWERING,
         "author": "me",
         "content": "",
+        "run": 0,
         "draft": 0,
-        "steps": [],
+        "tool_calls": [],
         "citations": [],
         "unverified": [],
         "created_at": datetime(2026, 11, 26, 12, tzinfo=UTC),
@@ -94,7 +96,7 @@ def change(answer: Message, what: str, value: Any) -> None:
     elif what == "anew":
         answer.draft, answer.content = answer.draft + 1, value
     else:
-        answer.steps = [*answer.steps, step(value)]
+        answer.tool_calls = [*answer.tool_calls, *conversations.shown_calls([step(value)])]
         answer.draft, answer.content = answer.draft + 1, ""
 
 
@@ -102,7 +104,7 @@ def listen(listener: Listener, answer: Message, most: int) -> None:
     """Connect, and be cut off after so many events; the id goes over the wire."""
     told = list(news(answer, spot_of(listener.at)))
     for spot, body in told[:most]:
-        listener.take(".".join(map(str, spot)), json.loads(json.dumps(body)))
+        listener.take(".".join(map(str, astuple(spot))), json.loads(json.dumps(body)))
 
 
 @given(st.lists(st.tuples(CHANGE, SEEN), max_size=12), SEEN)
@@ -120,7 +122,7 @@ def test_whoever_is_cut_off_anywhere_has_in_the_end_what_is_stored(
         listen(listener, answer, 1)
 
     assert listener.text == answer.content
-    assert listener.tools == [call["name"] for each in answer.steps for call in each["calls"]]
+    assert listener.tools == [call["tool"] for call in answer.tool_calls]
     assert [each["content"] for each in listener.said] == [answer.content]
     assert len(set(listener.ids)) == len(listener.ids)
     assert listener.types[-1] == "answer"
@@ -138,7 +140,8 @@ def test_an_answer_taken_up_again_is_told_to_whoever_had_heard_its_end(
     listen(listener, answer, 99)
     heard = len(listener.said)
 
-    answer.status, answer.steps, answer.draft = MessageStatus.PENDING, [], answer.draft + 1
+    answer.status, answer.tool_calls = MessageStatus.PENDING, []
+    answer.run, answer.draft = answer.run + 1, answer.draft + 1
     listen(listener, answer, seen)
     for (what, value), most in after:
         change(answer, what, value)
@@ -149,10 +152,13 @@ def test_an_answer_taken_up_again_is_told_to_whoever_had_heard_its_end(
     assert heard == 1
     assert len(listener.said) == 2
     assert listener.text == listener.said[-1]["content"] == answer.content
+    assert listener.tools == [call["tool"] for call in answer.tool_calls]
+    assert len(set(listener.ids)) == len(listener.ids)
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "1", "1.2.3", "1.2.3.4.5", "-1.0.0.0", "a.b.c.d", "1.2.3.9999999999", "\u0661.0.0.0"]
+    "wrong",
+    ["", "1", "1.2.3.4", "1.2.3.4.5.6", "-1.0.0.0.0", "a.b.c.d.e", "1.2.3.4.9999999999", "\u0661.0.0.0.0"],
 )
 def test_an_id_that_no_stream_gave_is_refused(wrong: str) -> None:
     with pytest.raises(Invalid):
@@ -358,6 +364,102 @@ async def test_many_listeners_cost_what_one_does(
 
     assert [each.text for each in listeners] == ["so"] * 20
     assert len(reads) - began <= 3
+
+
+async def test_calls_of_a_broken_run_are_void_for_whoever_was_told_of_them(
+    base_url: str, client: httpx.AsyncClient, api_runtime: Runtime
+) -> None:
+    body = await said(client)
+    write, operation_id = writer(api_runtime, body), UUID(body["operation_id"])
+    await write.begin()
+    await write.steps(["a", "b"], draft=1)
+    async with api_runtime.transaction() as session:
+        await operations.cancel(session, operation_id, ended=outcomes.operation_ended)
+    listener = await listened(base_url, body["id"])
+    assert listener.tools == ["a", "b"]
+
+    async with api_runtime.transaction() as session:
+        await operations.revive(session, operation_id, revived=outcomes.operation_revived)
+    await write.begin()
+    await write.steps(["c", "d"], ["e"], draft=4)
+    await write.complete("whole", draft=4)
+    await listened(base_url, body["id"], listener)
+
+    assert (listener.tools, listener.text) == (["c", "d", "e"], "whole")
+    shown = (await client.get(f"{PATH}/{body['id']}")).json()["messages"][-1]
+    assert [call["tool"] for call in shown["tool_calls"]] == listener.tools
+
+
+class Reads:
+    """What the process that tells listeners reads of messages: rows, and bytes of them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.rows = 0
+        self.statements: list[str] = []
+        event.listen(runtime.engine.sync_engine, "before_cursor_execute", self._asked)
+        event.listen(Message, "load", self._loaded)
+
+    def _asked(self, _: Connection, __: Any, statement: str, *___: Any) -> None:
+        self.statements.append(statement)
+
+    def _loaded(self, *_: Any) -> None:
+        self.rows += 1
+
+    def end(self, runtime: Runtime) -> None:
+        event.remove(runtime.engine.sync_engine, "before_cursor_execute", self._asked)
+        event.remove(Message, "load", self._loaded)
+
+
+async def test_what_has_not_moved_is_not_read_and_what_tools_gave_never(
+    base_url: str, client: httpx.AsyncClient, api_runtime: Runtime
+) -> None:
+    """Five streams that have all there is, and one more that begins: only its two messages are read."""
+    bodies = [await said(client) for _ in range(6)]
+    writers = [writer(api_runtime, body) for body in bodies]
+    for write in writers:
+        await write.begin()
+        await write.steps(["a", "b"], draft=1)
+        await write.text("so far", draft=1)
+    listeners = [Listener() for _ in bodies]
+    tasks = [
+        asyncio.create_task(listened(base_url, body["id"], listener))
+        for body, listener in zip(bodies[:5], listeners[:5], strict=True)
+    ]
+    await eventually(lambda: all(each.text for each in listeners[:5]), within=10)
+
+    reads = Reads(api_runtime)
+    tasks.append(asyncio.create_task(listened(base_url, bodies[5]["id"], listeners[5])))
+    await eventually(lambda: listeners[5].text, within=10)
+    polls = len(reads.statements)
+    await eventually(lambda: len(reads.statements) > polls + 8, within=10)
+    reads.end(api_runtime)
+    for write in writers:
+        await write.complete("so far", draft=1)
+    await asyncio.gather(*tasks)
+
+    assert reads.rows == 2
+    assert not [each for each in reads.statements if "steps" in each]
+    assert all(each.tools == ["a", "b"] and each.text == "so far" for each in listeners)
+
+
+async def test_a_message_that_cannot_be_shown_ends_nobody_elses_stream(
+    base_url: str, client: httpx.AsyncClient, api_runtime: Runtime
+) -> None:
+    odd, body = await said(client), await said(client)
+    write, listener = writer(api_runtime, body), Listener()
+    task = asyncio.create_task(listened(base_url, body["id"], listener))
+    await eventually(lambda: listener.types, within=10)
+    async with api_runtime.transaction() as session:
+        broken = "UPDATE messages SET tool_calls = '[{\"tool\": 7}]' WHERE id = :id"
+        await session.execute(text(broken), {"id": UUID(odd["messages"][-1]["id"])})
+
+    other = await listened(base_url, odd["id"])
+    await write.begin()
+    await write.complete("so", draft=1)
+    await task
+
+    assert other.types == ["message"]
+    assert listener.types == ["message", "token", "answer"]
 
 
 async def test_a_listener_of_nothing_and_with_a_wrong_id_is_refused(

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 from pydantic import SecretStr
 from sqlalchemy import select, text
+from sqlalchemy.orm import undefer
 
 from app.connectors.contract import DeviceReport, InstallState
 from app.domain import accounts, ai_decisions, ai_tasks, conversations, deployments, measurements
@@ -93,8 +94,10 @@ class Assisted:
         return (await self.messages(conversation.id))[-1]
 
     async def messages(self, conversation_id: UUID) -> Sequence[Message]:
+        """In order, with all that was read for them."""
+        query = select(Message).filter_by(conversation_id=conversation_id).order_by(Message.sequence)
         async with self.runtime.transaction() as session:
-            return await conversations.messages(session, [conversation_id])
+            return (await session.scalars(query.options(undefer(Message.steps)))).all()
 
     async def task(
         self,
