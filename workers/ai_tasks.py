@@ -2,31 +2,31 @@
 """The job of a task's two halves: a proposal is made; once a person approved it, it is carried out."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
 from app.ai import guardrails
-from app.ai.contract import ModelTurn, Reply, StopReason, ToolCall, ToolResult, UserTurn
+from app.ai.contract import Reply, StopReason, ToolCall, ToolResult, UserTurn
 from app.ai.prompts import load
 from app.ai.tools import SUBMIT, BadArguments, arguments_of
 from app.domain import ai_actions, ai_tasks, proposals
 from app.domain.ai_actions import Means
 from app.domain.ai_tasks import CARRY_OUT, Wanted
+from app.domain.operations import Failure
 from app.domain.proposals import Proposal, ProposalDenied
-from app.models import ActionOutcome, Operation
+from app.models import ActionOutcome, AiTaskStatus, Operation
 from app.models.base import Json
-from workers.assistant import Over, Talk, assistant_of, denied, turns_of
-from workers.context import CancelRequested, Done, Job, Outcome
+from workers.asking import Line, Over, assistant_of
+from workers.assistant import Talk, denied
+from workers.context import CancelRequested, Done, Job, Outcome, WorkFailed
 
 TASK = load("task.v1")
 MOST_DENIALS = 3
 """How often a proposal may be refused before the task fails."""
-REMINDER = UserTurn("Hand the proposal in with `submit_proposal`.")
+REMINDER = "Hand the proposal in with `submit_proposal`."
 
 
 async def execute_ai_task(job: Job) -> Outcome:
@@ -38,19 +38,12 @@ async def execute_ai_task(job: Job) -> Outcome:
 
 async def propose(job: Job) -> Outcome:
     """A text and typed actions, checked, laid before whoever decides."""
-    task_id = UUID(job.claimed.subject.id)
+    model, task_id = assistant_of(job).provider.model, UUID(job.claimed.subject.id)
     async with job.holding() as session:
         wanted = await ai_tasks.begin_proposing(session, task_id, now=job.runtime.clock())
     if wanted is None:
         return Done()
-    model = assistant_of(job).provider.model
-    making = Making(job, wanted)
-    try:
-        proposal = await making.proposal()
-    except Over as over:
-        async with job.holding() as session:
-            await ai_tasks.fail(session, task_id, over.failure, now=job.runtime.clock())
-        return Done({"outcome": "failed", "code": over.failure.code})
+    proposal = await Making(job, wanted).proposal()
     async with job.holding() as session:
         await ai_tasks.propose(session, task_id, proposal, model=model, now=job.runtime.clock())
     return Done({"outcome": "proposed", "actions": len(proposal.actions)})
@@ -65,11 +58,9 @@ class Making:
         self._made: Proposal | None = None
         self._denials = 0
         self._talk = Talk(
-            job=job,
-            caller_id=wanted.author_id,
+            line=Line(job, wanted.author_id, until=job.soft_deadline),
             prompt=TASK,
             turns=(UserTurn(order(wanted)),),
-            until=time.monotonic() + max(job.time_left(), timedelta(0)).total_seconds(),
             steps=list(wanted.steps),
             on_step=self._keep_step,
             extra={SUBMIT.name: (SUBMIT, self._submit)},
@@ -96,17 +87,15 @@ class Making:
         if self._made is not None:
             return self._made
         reply = await self._talk.answer()
-        if self._made is None and reply.stop is not StopReason.REFUSAL:
-            self._remind(reply)
+        if self._made is None and reply.stop is not StopReason.REFUSAL and not self._is_reminded():
+            await self._talk.remind(reply, REMINDER)
             reply = await self._talk.answer()
         if self._made is None:
             raise Over(*_why_none(reply))
         return self._made
 
-    def _remind(self, reply: Reply) -> None:
-        """After what it has read and said; the rounds that follow are stored by themselves."""
-        talk, said = self._talk, (ModelTurn(reply.text),) if reply.text.strip() else ()
-        talk.turns, talk.steps = (*talk.turns, *turns_of(talk.steps), *said, REMINDER), []
+    def _is_reminded(self) -> bool:
+        return any("told" in step for step in self._talk.steps)
 
     async def _submit(self, call: ToolCall) -> ToolResult:
         if self._made is not None:
@@ -169,7 +158,11 @@ def order(wanted: Wanted) -> str:
 
 
 async def carry_out(job: Job) -> Outcome:
-    """The approved actions, in order, each in a transaction of its own that looks at everything anew."""
+    """The approved actions, in order, each in a transaction of its own that looks at everything anew.
+
+    Raises:
+        WorkFailed: not all of it may be, or might be: the task has ended so.
+    """
     task_id = UUID(job.claimed.subject.id)
     async with job.holding() as session:
         number = await ai_actions.begin(session, task_id, means_of(job))
@@ -180,10 +173,12 @@ async def carry_out(job: Job) -> Outcome:
         if carried is not None and not carried.again:
             telemetry.ai_actions.labels(carried.kind.value, carried.outcome.value).inc()
         if carried is None or carried.outcome is not ActionOutcome.DONE:
-            return Done({"outcome": "refused", "position": position})
+            break
     async with job.holding() as session:
         task = await ai_actions.finish(session, task_id, means_of(job))
-    return Done({"outcome": task.status.value.lower()})
+    if task.status is AiTaskStatus.COMPLETED:
+        return Done({"outcome": "completed"})
+    raise WorkFailed(Failure.from_json(task.error) if task.error else ai_actions.EXPIRED)
 
 
 async def _go_on(job: Job, session: AsyncSession) -> None:

@@ -11,12 +11,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain import leases, operations
 from app.domain.leases import Claimed
+from app.domain.operations import Failure
 from app.models.base import Json
 from app.runtime import Runtime
 
 
 class CancelRequested(Exception):
     """Somebody asked for the operation to be stopped."""
+
+
+class WorkFailed(Exception):
+    """The work came to nothing, for a reason that repeating cannot help: its operation has FAILED so."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 @dataclass(frozen=True, slots=True)

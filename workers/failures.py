@@ -12,6 +12,7 @@ from app.resilience.classify import DATABASE, Safety, classify_exception, leaves
 from app.resilience.errors import CallError, DatabaseDown, JobAction, LocalSaturation, Unexpected, Unsettled
 from app.resilience.fence import Fenced
 from app.telemetry import redact_text
+from workers.context import WorkFailed
 
 BUG = Unexpected.code
 LONGEST_EXPONENT = 6
@@ -55,10 +56,10 @@ def judge(error: BaseException, *, last_code: str | None = None) -> Verdict:
 
 
 def _judge_one(error: BaseException, last_code: str | None) -> Verdict:
-    if isinstance(error, LeaseLost):
-        return Verdict(Action.DROP, Failure("transient", error.code, error.detail))
-    if isinstance(error, Fenced):
+    if isinstance(error, LeaseLost | Fenced):
         return Verdict(Action.DROP, Failure("transient", LeaseLost.code, str(error)))
+    if isinstance(error, WorkFailed):
+        return Verdict(Action.FAIL, error.failure)
     if isinstance(error, Unavailable):
         failure = Failure("transient", error.code, error.detail)
         return Verdict(Action.DEFER, failure, timedelta(seconds=error.retry_after))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A way to PostgreSQL that can be shut: connections end, and new ones are refused, until it is open again."""
+"""A way to PostgreSQL that can be shut: connections end, and new ones are refused, until it is open again.
+
+Or it falls silent: connections stay, and nothing passes.
+"""
 
 import asyncio
 import contextlib
@@ -21,6 +24,8 @@ class Gate:
         self._connect = connect
         self._server: asyncio.Server | None = None
         self._passing: set[asyncio.StreamWriter] = set()
+        self._speaks = asyncio.Event()
+        self._speaks.set()
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -44,13 +49,21 @@ class Gate:
         for writer in self._passing:
             writer.transport.abort()
 
+    def hush(self) -> None:
+        """Nothing passes any more, either way, and nobody is told so."""
+        self._speaks.clear()
+
+    def speak(self) -> None:
+        """What was held back passes, and what follows."""
+        self._speaks.set()
+
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await self._connect()
         ends = {writer, far_writer}
         self._passing |= ends
         carrying = [
-            asyncio.create_task(_carry(reader, far_writer)),
-            asyncio.create_task(_carry(far_reader, writer)),
+            asyncio.create_task(self._carry(reader, far_writer)),
+            asyncio.create_task(self._carry(far_reader, writer)),
         ]
         await asyncio.wait(carrying, return_when=asyncio.FIRST_COMPLETED)
         for task in carrying:
@@ -61,12 +74,12 @@ class Gate:
             with contextlib.suppress(OSError):
                 await end.wait_closed()
 
-
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while piece := await reader.read(65536):
-            writer.write(piece)
-            await writer.drain()
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(65536):
+                await self._speaks.wait()
+                writer.write(piece)
+                await writer.drain()
 
 
 @asynccontextmanager

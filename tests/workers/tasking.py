@@ -4,7 +4,7 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -39,7 +39,7 @@ async def desk_of(settings: Settings, stage: Stage, *, provider: str = "openai")
     """With planes, short waits, and a model of which nothing may come for 0.3 s."""
     worker = settings.worker.model_copy(update={"backoff": 0.01})
     hasty = settings.model_copy(update={"worker": worker, "sandbox_url": stage.url})
-    async with opened(hasty, stage, provider=provider, idle_timeout="0.3") as made:
+    async with opened(hasty, stage, provider=provider, idle_timeout="0.3", first_timeout="0.3") as made:
         yield made
 
 
@@ -53,14 +53,15 @@ def handing_in(deployment_id: UUID, *actions: str, **more: Any) -> str:
 
 @dataclass(slots=True)
 class Scripted:
-    """A model behind the port that says just this, answer by answer."""
+    """A model behind the port that says just this, answer by answer, and keeps what it was asked."""
 
     replies: list[Reply]
     name: str = "openai"
     model: str = "scripted"
+    asks: list[Ask] = field(default_factory=list)
 
     async def answer(self, ask: Ask) -> AsyncGenerator[str | Reply, None]:
-        del ask
+        self.asks.append(ask)
         yield self.replies.pop(0)
 
     async def check(self) -> str:

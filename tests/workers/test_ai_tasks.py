@@ -137,13 +137,49 @@ class TestProposed:
 
         done = await assisted.run(await assisted.approve(task.id))
 
-        assert (done.status, done.result) == (
-            OperationStatus.SUCCEEDED,
-            {"outcome": "refused", "position": 0},
-        )
-        assert code_of(await assisted.seen(task.id)) == (FAILED, "action_refused")
+        after = await assisted.seen(task.id)
+        assert code_of(after) == (FAILED, "action_refused")
+        assert (done.status, done.error) == (OperationStatus.FAILED, after.error)
+        with pytest.raises(IllegalTransition):
+            await self.revived(assisted, done.id)
         assert (await deployed(assisted, deployment_id)).retries_used == 9
         assert (await history(assisted, deployment_id))[-1].type == "ai_task.failed"
+
+    async def revived(self, assisted: Assisted, operation_id: UUID) -> None:
+        async with assisted.runtime.transaction() as session:
+            await operations.revive(session, operation_id, revived=outcomes.operation_revived)
+
+    @pytest.mark.parametrize(
+        ("change", "status", "code"),
+        [
+            ("UPDATE ai_tasks SET text = 'Another.'", FAILED, "proposal_altered"),
+            (
+                "UPDATE api_tokens SET revoked_at = now() WHERE name = 'Bob'",
+                FAILED,
+                "approver_gone",
+            ),
+        ],
+    )
+    async def test_what_must_not_be_carried_out_has_failed_however_often_it_runs(
+        self, assisted: Assisted, change: str, status: AiTaskStatus, code: str
+    ) -> None:
+        deployment_id = await stuck(assisted.runtime)
+        task = await assisted.task(deployment_id, ROLLBACK)
+        started = await assisted.approve(task.id)
+        await assisted.sql(change)
+
+        done = await assisted.run(started)
+        back = "UPDATE operations SET status = 'QUEUED', finished_at = NULL, run_after = now() WHERE id = :id"
+        await assisted.sql(back, id=started)  # its worker died before it could say so
+        again = await assisted.run(started)
+
+        after = await assisted.seen(task.id)
+        assert code_of(after) == (status, code)
+        for each in (done, again):
+            assert (each.status, each.error) == (OperationStatus.FAILED, after.error)
+        with pytest.raises(IllegalTransition):
+            await self.revived(assisted, done.id)
+        await untouched(assisted, deployment_id)
 
     async def test_nothing_is_tried_again_where_nothing_failed(self, assisted: Assisted) -> None:
         deployment_id = await stuck(assisted.runtime)
@@ -252,8 +288,12 @@ class TestHostile:
 
         task = await assisted.task(deployment_id, ROLLBACK, order)
 
-        assert task.status in {WAITS, FAILED}
-        assert (await row(assisted, task.operation_id)).status is OperationStatus.SUCCEEDED
+        done = await row(assisted, task.operation_id)
+        assert (task.status, done.status) in {
+            (WAITS, OperationStatus.SUCCEEDED),
+            (FAILED, OperationStatus.FAILED),
+        }
+        assert (done.error or {}).get("code") in {None, "proposal_denied", "no_proposal"}
 
 
 class TestProvider:
@@ -278,7 +318,8 @@ class TestProvider:
 
         assert code_of(task) == (FAILED, code)
         done = await row(assisted, task.operation_id)
-        assert (done.status, done.result) == (OperationStatus.SUCCEEDED, {"outcome": "failed", "code": code})
+        assert (done.status, done.error) == (OperationStatus.FAILED, task.error)
+        assert (task.error or {})["service"] == "ai_provider"
         await untouched(assisted, deployment_id)
 
     @pytest.mark.parametrize("assisted", ["openai", "anthropic"], indirect=True)
@@ -375,12 +416,39 @@ class TestProvider:
 
         waiting = await blind.run(task.operation_id)
         assert waiting.status is OperationStatus.WAITING
+        assert (await assisted.seen(task.id)).status is AiTaskStatus.PENDING
         await outrun(blind, task.operation_id)
         await over(blind, task.operation_id)
 
         after = await assisted.seen(task.id)
         assert after.status is FAILED
         assert "no language model" in (after.error or {})["message"]
+
+    async def test_what_was_read_and_refused_before_a_reminder_is_not_lost_with_the_worker(
+        self, assisted: Assisted
+    ) -> None:
+        deployment_id = await stuck(assisted.runtime)
+        empty = ("", [("submit_proposal", "{}")])
+        first = saying(assisted, ("", [("list_planes", "{}")]), empty, ("Here.", []), empty)
+        task = await first.task(deployment_id, ROLLBACK)  # its model has nothing more to say, which is a bug
+        assert task.status is AiTaskStatus.RUNNING
+        told = [[call["name"] for call in step["calls"]] for step in task.steps]
+        assert told == [["list_planes"], ["submit_proposal"], [], ["submit_proposal"]]
+        await assisted.sql("UPDATE operations SET run_after = now()")
+
+        await saying(assisted, empty).run(task.operation_id)
+
+        assert code_of(await assisted.seen(task.id)) == (FAILED, "proposal_denied")
+
+    async def test_a_worker_that_follows_does_not_remind_a_second_time(self, assisted: Assisted) -> None:
+        first = saying(assisted, ("Here.", []))
+        task = await first.task(await stuck(assisted.runtime), ROLLBACK)
+        await assisted.sql("UPDATE operations SET run_after = now()")
+
+        await saying(assisted, ("Here.", []), ("Here.", [])).run(task.operation_id)
+
+        assert code_of(await assisted.seen(task.id)) == (FAILED, "no_proposal")
+        assert len(await assisted.calls()) == 3
 
 
 class TestAge:

@@ -14,8 +14,9 @@ from app.models import Message, MessageStatus
 from app.runtime import Assistant
 from app.settings import Settings
 from tests.sandbox.stage import Stage
+from tests.waiting import eventually
 from tests.workers.assisted import Assisted, opened
-from workers.assistant import FLUSH_EVERY
+from workers.asking import FLUSH_EVERY
 
 PACE = FLUSH_EVERY + 0.02
 
@@ -120,3 +121,35 @@ async def test_a_secret_in_what_a_model_asks_for_is_not_stored(assisted: Assiste
 
     assert seen[-1].status is MessageStatus.COMPLETE
     assert "hunter22" not in str(seen[-1].steps)
+
+
+class Pausing(Dictated):
+    """A model that says some of it at once, and the rest only when it is told to."""
+
+    def __init__(self, *pieces: str) -> None:
+        super().__init__(*pieces)
+        self.goes_on = asyncio.Event()
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[str | Reply, None]:
+        assert ask.turns
+        for piece in self.pieces:
+            yield piece
+        await self.goes_on.wait()
+        yield self.replies.pop(0)
+
+
+async def test_what_came_at_once_is_read_though_nothing_follows(assisted: Assisted) -> None:
+    model = Pausing("Firefox ", "is ", "stuck ", "be")
+    own = replace(assisted.runtime.assistant, provider=model)
+    writing = replace(assisted, runtime=replace(assisted.runtime, model=own))
+    conversation = await assisted.say("why?")
+    run = asyncio.create_task(writing.run(conversation.operation_id))
+
+    async def text() -> str:
+        return (await assisted.messages(conversation.id))[-1].content
+
+    await eventually(text, until=lambda each: each == "Firefox is stuck ", within=10)
+    model.goes_on.set()
+    await run
+
+    assert await text() == "Firefox is stuck be"

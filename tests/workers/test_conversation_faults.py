@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Providers that misbehave: each answer ends in a defined state, within its time, and changes nothing."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,10 +11,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 
+from app import telemetry
 from app.ai.guardrails import LONGEST_ANSWER
 from app.domain import conversations, dispatch, operations, outcomes
 from app.domain.operations import KINDS, OperationKind
+from app.embedded import Server
 from app.models import (
     Deployment,
     DeploymentStatus,
@@ -24,11 +28,18 @@ from app.models import (
     OperationStatus,
 )
 from app.settings import Settings
+from tests.faults.gate import gated
+from tests.logs import captured_lines
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
 from tests.workers.assisted import Assisted, opened, stuck
 from tests.workers.conftest import product_runner, run_once
+from tests.workers.tasking import saying
+from workers.asking import LAST_WORD
 from workers.assistant import MOST_ROUNDS
+from workers.main import JOBS
+from workers.runner import Runner
+from workers.watchdog import Watchdog
 
 KIND = OperationKind.PROCESS_AI_CONVERSATION
 WORDS = " ".join(f"w{number}" for number in range(1, 31))
@@ -41,7 +52,7 @@ async def assisted(
     """Nothing may come for 0.3 s, and waits are short; OpenAI's format unless the test wants another."""
     hasty = settings.model_copy(update={"worker": settings.worker.model_copy(update={"backoff": 0.01})})
     provider = getattr(request, "param", "openai")
-    async with opened(hasty, stage, provider=provider, idle_timeout="0.3") as made:
+    async with opened(hasty, stage, provider=provider, idle_timeout="0.3", first_timeout="0.3") as made:
         yield made
 
 
@@ -180,9 +191,15 @@ async def test_a_worker_without_a_language_model_leaves_it_to_one_that_has_one(a
     conversation = await assisted.say("[[words 2]]")
     without = replace(assisted, runtime=replace(assisted.runtime, model=None))
 
+    before = (await assisted.messages(conversation.id))[-1]
+
     waiting = await without.run(conversation.operation_id)
 
     assert waiting.status is OperationStatus.WAITING
+    assert waiting.deadline is not None
+    assert waiting.deadline - assisted.runtime.clock() > timedelta(minutes=50)
+    after = (await assisted.messages(conversation.id))[-1]
+    assert (after.status, after.began_at) == (MessageStatus.PENDING, before.began_at)
     assert waiting.error is not None
     assert waiting.error["code"] == "ai_not_configured"
     assert "EUCORA_AI__PROVIDER" in waiting.error["message"]
@@ -255,10 +272,11 @@ async def test_an_answer_that_never_ends_is_cut_when_its_time_is_over(assisted: 
     operation = await run_once(runner, conversation.operation_id)
 
     answer = (await assisted.messages(conversation.id))[-1]
-    assert operation.result == {"outcome": "incomplete", "code": "deadline"}
+    assert operation.status is OperationStatus.FAILED
     assert answer.status is MessageStatus.INCOMPLETE
     assert answer.error is not None
-    assert answer.error["code"] == "deadline"
+    assert answer.error == operation.error
+    assert (answer.error["class"], answer.error["code"]) == ("transient", "deadline")
     assert answer.content.startswith("w1 w2 w3 ")
     (call,) = await assisted.calls()
     assert call.error_code == "deadline"
@@ -319,7 +337,7 @@ async def test_a_call_that_cannot_even_be_told_again_is_told_as_far_as_it_can(
 
     answer, operation = await told(assisted, STUBBORN[slip].replace("<id>", str(deployment_id)))
 
-    assert operation.status is OperationStatus.SUCCEEDED, operation.error
+    assert operation.status is OperationStatus.FAILED
     assert answer.error is not None  # for the scripted model takes what it is told for another call
     assert answer.error["code"] == "too_many_rounds"
     assert await history(assisted, deployment_id) == before
@@ -336,11 +354,33 @@ async def history(assisted: Assisted, deployment_id: UUID) -> tuple[int, int, De
 async def test_a_model_that_asks_and_asks_is_stopped(assisted: Assisted) -> None:
     answer, operation = await told(assisted, "[[loop]]")
 
-    assert operation.status is OperationStatus.SUCCEEDED
+    assert operation.status is OperationStatus.FAILED
     assert answer.status is MessageStatus.INCOMPLETE
     assert answer.error is not None
-    assert answer.error["code"] == "too_many_rounds"
+    assert answer.error == operation.error
+    assert (answer.error["class"], answer.error["code"]) == ("permanent", "too_many_rounds")
+    assert answer.error["service"] == "ai_provider"
     assert len(await assisted.asked()) == MOST_ROUNDS + 1
+
+
+async def test_work_that_came_to_nothing_is_counted_as_failed_and_can_be_had_after_all(
+    assisted: Assisted,
+) -> None:
+    labels = {"kind": KIND.value, "outcome": "failed"}
+    before = telemetry.registry.get_sample_value("eucora_operations_ended_total", labels) or 0
+    await assisted.sql("UPDATE api_tokens SET revoked_at = now() WHERE id = :id", id=assisted.author.id)
+    answer, operation = await told(assisted, "[[words 2]]")
+    assert (answer.error or {})["code"] == "forbidden"
+    assert telemetry.registry.get_sample_value("eucora_operations_ended_total", labels) == before + 1
+    await assisted.sql("UPDATE api_tokens SET revoked_at = NULL")
+
+    async with assisted.runtime.transaction() as session:
+        await operations.revive(session, operation.id, revived=outcomes.operation_revived)
+    done = await ended(assisted, operation.id)
+
+    assert done.status is OperationStatus.SUCCEEDED
+    (_, after) = await assisted.messages(answer.conversation_id)
+    assert (after.status, after.content, after.error) == (MessageStatus.COMPLETE, "w1 w2", None)
 
 
 ENDS = {
@@ -364,3 +404,58 @@ async def test_a_model_that_says_nothing_has_answered_nothing(assisted: Assisted
     answer, _ = await told(assisted, "[[words 0]]")
 
     assert (answer.status, answer.content, answer.stop_reason) == (MessageStatus.COMPLETE, "", "end")
+
+
+async def test_what_cannot_be_read_now_is_told_to_the_model_which_goes_on(
+    settings: Settings, stage: Stage, valkey: Server
+) -> None:
+    own = settings.model_copy(update={"redis_url": SecretStr(valkey.url)})
+    async with opened(own, stage) as assisted:
+        await valkey.child.stop()
+
+        answer = await assisted.answered("[[call list_breakers {}]] [[words 2]]")
+
+        assert (answer.status, answer.content) == (MessageStatus.COMPLETE, "w1 w2"), answer.error
+        (result,) = [result for step in answer.steps for result in step["results"]]
+        assert result["is_error"]
+        assert "cannot be read now" in result["content"]
+
+
+async def test_an_answer_that_breaks_off_before_its_next_round_says_anything_keeps_what_it_said_last(
+    assisted: Assisted,
+) -> None:
+    look = ("I look at the planes.", [("list_planes", "{}")])
+    model = saying(assisted, look, ("", [("list_breakers", "{}")]))
+    conversation = await model.say("why?")
+
+    waiting = await model.run(conversation.operation_id)  # it has nothing more to say, which is a bug
+    assert waiting.status is OperationStatus.WAITING
+    await outrun(assisted, waiting.id)
+    operation = await ended(model, waiting.id)
+
+    answer = (await assisted.messages(conversation.id))[-1]
+    assert operation.status is OperationStatus.FAILED
+    assert len(answer.steps) == 2
+    assert (answer.status, answer.content) == (MessageStatus.INCOMPLETE, "I look at the planes.")
+
+
+async def test_a_run_that_is_stopped_while_the_database_is_silent_does_not_wait_for_it(
+    settings: Settings, stage: Stage
+) -> None:
+    brisk = settings.worker.model_copy(update={"lease": 1.5, "heartbeat": 0.3, "grace": 3.0})
+    own = settings.model_copy(update={"worker": brisk})
+    async with gated(own) as (through, gate), opened(through, stage) as assisted:
+        await assisted.pace(silent_after=0)
+        conversation = await assisted.say("[[words 3]]")
+        watchdog = Watchdog(overrun=60)
+        runner = Runner(assisted.runtime, JOBS, ended=outcomes.operation_ended, watchdog=watchdog)
+        run = asyncio.create_task(runner.deliver({}, str(conversation.operation_id)))
+        await eventually(assisted.asked, within=10)
+
+        gate.hush()
+        with captured_lines() as written:
+            await asyncio.wait_for(run, brisk.lease + LAST_WORD + 2)
+            told_of = [line["event"] for line in written()]
+
+        assert "job_ignores_cancellation" not in told_of
+        gate.speak()

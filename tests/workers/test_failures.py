@@ -24,6 +24,7 @@ from app.resilience.errors import (
     TransientError,
     Unsettled,
 )
+from workers.context import WorkFailed
 from workers.failures import Action, Verdict, deferral_delay, judge, retry_delay
 
 
@@ -48,6 +49,7 @@ from workers.failures import Action, Verdict, deferral_delay, judge, retry_delay
         (Unavailable("later"), Action.DEFER, "transient", "unavailable"),
         (IllegalTransition("no"), Action.FAIL, "permanent", "illegal_transition"),
         (LeaseLost("gone"), Action.DROP, "transient", "lease_lost"),
+        (WorkFailed(Failure("transient", "deadline", "late")), Action.FAIL, "transient", "deadline"),
         (KeyError("x"), Action.RETRY, "permanent", "bug"),
         (SystemExit(3), Action.RETRY, "permanent", "bug"),
     ],
