@@ -74,7 +74,7 @@ async def listen(client: "Client", conversation: Json, told: Any) -> Json:
     """The answer that is being written; each event of it is ``told``."""
     number = conversation["messages"][-1]["sequence"]
     async for event in client.events(
-        f"/ai/conversations/{conversation['id']}/events", after=f"{number}.0.0.0"
+        f"/ai/conversations/{conversation['id']}/events", after=f"{number}.0.0.0.0"
     ):
         told(event)
         if event["type"] == "answer":
