@@ -96,7 +96,8 @@ def print_event(event: Json) -> None:
             f"· {event['tool']} {event['arguments']}" + ("" if event["ok"] else " (refused)"), err=True
         )
     elif kind == "restarted":
-        typer.echo("\n(it begins anew)\n", err=True)
+        whole = ", and so do the calls" if event["anew"] else ""
+        typer.echo(f"\n(the answer begins anew{whole})\n", err=True)
     elif kind == "answer" and event["message"]["stop_reason"] == "refusal":
         typer.echo("\n(the model declined to answer)", err=True)
     elif kind == "answer" and event["message"]["unverified"]:

@@ -14,13 +14,12 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
+from app.ai.guardrails import visible
 from app.domain.digests import digest
 from app.models import AiTaskKind
 from app.models.base import Json
 
 LONGEST_TEXT, LONGEST_REASON = 20_000, 1_000
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that show nothing, or have others shown elsewhere: who decides is to see what stands there."""
 UNPAIRED = re.compile("[\ud800-\udfff]")
 """Halves of characters, which cannot be stored."""
 
@@ -161,10 +160,10 @@ def _action(kind: AiTaskKind, deployment_id: UUID, given: Any) -> Action:
 
 
 def _text(name: str, given: Any, longest: int) -> str:
-    """A text that can be stored, without what nobody sees."""
+    """A text that can be stored, without what nobody sees: who decides is to see what stands there."""
     if not isinstance(given, str) or UNPAIRED.search(given):
         raise ProposalDenied(f"`{name}` must be a text")
-    text = UNSEEN.sub("", given).strip()
+    text = visible(given).strip()
     if not text or len(text) > longest:
         raise ProposalDenied(f"`{name}` must be a text of 1 to {longest} characters")
     return text
