@@ -26,7 +26,7 @@ from app.ai.guardrails import Redactor
 from app.ai.settings import WHAT_TO_SET, AiSettings, BadAiSettings
 from app.clock import Clock, system_clock
 from app.connectors import catalogue
-from app.connectors.contract import Connector, Plane
+from app.connectors.contract import Connector, Manifest, Plane
 from app.connectors.services import Services
 from app.connectors.sources import FileRules
 from app.database import database_url, hurry, open_accept_engine, open_engine, reaching
@@ -84,6 +84,11 @@ class Runtime:
     policy: GatePolicy
     limits: Limits
     model: Assistant | None = None
+
+    @property
+    def manifests(self) -> Mapping[Plane, Manifest]:
+        """What each configured plane can do."""
+        return {plane: connector.manifest for plane, connector in self.connectors.items()}
 
     def cleaned(self, text: str) -> str:
         """What somebody typed, without secrets."""

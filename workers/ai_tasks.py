@@ -194,5 +194,4 @@ async def _go_on(job: Job, session: AsyncSession) -> None:
 def means_of(job: Job) -> Means:
     """What actions need of this worker."""
     runtime = job.runtime
-    manifests = {plane: connector.manifest for plane, connector in runtime.connectors.items()}
-    return Means(manifests=manifests, limits=runtime.limits, now=runtime.clock())
+    return Means(manifests=runtime.manifests, limits=runtime.limits, now=runtime.clock())

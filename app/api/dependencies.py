@@ -39,7 +39,7 @@ class Service:
         self.runtime = runtime
         self._streams: dict[Feed[Any], EventStreams[Any]] = {}
         self.submissions = Submissions(runtime)
-        self.manifests = {plane: connector.manifest for plane, connector in runtime.connectors.items()}
+        self.manifests = runtime.manifests
         self.actors: Recent[bytes, Actor] = Recent(self._read_actor)
         self.targets: Recent[None, Targets] = Recent(self._read_targets)
         secret = runtime.settings.bootstrap_token

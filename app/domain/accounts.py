@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app import security
@@ -30,25 +30,26 @@ async def authenticate(
     connection: AsyncSession | AsyncConnection, token_hash: bytes, now: datetime
 ) -> Actor | None:
     """The bearer of the token with this hash; None if it is unknown, expired or revoked."""
-    query = select(ApiToken.id, ApiToken.name, ApiToken.role).where(
-        ApiToken.token_hash == token_hash,
-        ApiToken.revoked_at.is_(None),
-        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > now),
-    )
-    row = (await connection.execute(query)).one_or_none()
-    return None if row is None else Actor(row.id, row.name, row.role)
+    return await _bearer(connection, ApiToken.token_hash == token_hash, now)
 
 
 async def current(session: AsyncSession, actor_id: UUID, now: datetime) -> Actor | None:
     """The bearer of a token by its id, as of now; None if it expired or was revoked meanwhile."""
     if actor_id == BOOTSTRAP.id:
         return BOOTSTRAP
+    return await _bearer(session, ApiToken.id == actor_id, now)
+
+
+async def _bearer(
+    connection: AsyncSession | AsyncConnection, which: ColumnElement[bool], now: datetime
+) -> Actor | None:
+    """The bearer of one token, while it is valid."""
     query = select(ApiToken.id, ApiToken.name, ApiToken.role).where(
-        ApiToken.id == actor_id,
+        which,
         ApiToken.revoked_at.is_(None),
         or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > now),
     )
-    row = (await session.execute(query)).one_or_none()
+    row = (await connection.execute(query)).one_or_none()
     return None if row is None else Actor(row.id, row.name, row.role)
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
@@ -19,6 +19,7 @@ from app.domain import ai_calls, operations, rollout
 from app.domain.accounts import Actor
 from app.domain.ai_calls import Allowance
 from app.domain.operations import Failure, OperationKind, Subject
+from app.domain.pages import Newest, newest_first
 from app.errors import ConversationBusy, ConversationFull, IllegalTransition, NotFound, VersionMismatch
 from app.models import (
     Conversation,
@@ -220,18 +221,13 @@ async def get(session: AsyncSession, conversation_id: UUID) -> Conversation:
 
 
 async def page(
-    session: AsyncSession, *, created_by: str | None, before: tuple[datetime, UUID] | None, limit: int
-) -> tuple[Sequence[Conversation], tuple[datetime, UUID] | None]:
-    """Up to ``limit`` conversations, newest first, and the key to go on from, None at the end."""
+    session: AsyncSession, *, created_by: str | None, before: Newest | None, limit: int
+) -> tuple[Sequence[Conversation], Newest | None]:
+    """Conversations, as ``newest_first``."""
     query = select(Conversation)
     if created_by is not None:
         query = query.filter_by(created_by=created_by)
-    if before is not None:
-        query = query.where(tuple_(Conversation.created_at, Conversation.id) < before)
-    query = query.order_by(Conversation.created_at.desc(), Conversation.id.desc()).limit(limit + 1)
-    rows = (await session.scalars(query)).all()
-    last = rows[limit - 1] if len(rows) > limit else None
-    return rows[:limit], (last.created_at, last.id) if last else None
+    return await newest_first(session, query, Conversation, before=before, limit=limit)
 
 
 async def messages(
