@@ -12,6 +12,9 @@ from sqlalchemy import make_url
 from app.redis import parse_redis_url
 from app.settings import Settings
 
+PLAIN = False
+"""For ``verify``: nothing here is TLS, and loading certificates takes longer than many a test."""
+
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 

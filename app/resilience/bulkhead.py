@@ -2,8 +2,9 @@
 """How many calls a service gets from this process at a time, and how many may wait for their turn."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from app.resilience.errors import LocalSaturation
 
@@ -22,11 +23,24 @@ class Bulkhead:
         self.service = service
         self.limit = limit
         self.longest_queue = limit * WAITING_PER_PERMIT
-        self._permits = asyncio.Semaphore(limit)
-        self._waiting = 0
+        self._free = limit
+        self._turns: deque[asyncio.Future[None]] = deque()
         self._ramp_step = ramp_step
         self._ramp: asyncio.Task[None] | None = None
         self.held = 0
+
+    def take(self) -> bool:
+        """A permit at once, if one is free: then nobody waits, for what is given back goes to those first."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        self.held += 1
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Calls in the queue."""
+        return len(self._turns)
 
     async def acquire(self, *, within: float) -> None:
         """Wait for a permit, at most ``within`` seconds.
@@ -34,23 +48,39 @@ class Bulkhead:
         Raises:
             LocalSaturation: too many are waiting already, or the time is over.
         """
-        if self._permits.locked():
-            await self._queue(within)
-        else:
-            await self._permits.acquire()
-        self.held += 1
-
-    async def _queue(self, within: float) -> None:
-        if self._waiting >= self.longest_queue:
-            raise self._full(f"{self._waiting} calls to {self.service} wait already")
-        self._waiting += 1
+        if self.take():
+            return
+        if self.waiting >= self.longest_queue:
+            raise self._full(f"{self.waiting} calls to {self.service} wait already")
         try:
             async with asyncio.timeout(within):
-                await self._permits.acquire()
+                await self._turn()
         except TimeoutError as error:
             raise self._full(f"no turn for a call to {self.service} within {within:.0f} s") from error
-        finally:
-            self._waiting -= 1
+        self.held += 1
+
+    async def _turn(self) -> None:
+        """Wait in the queue until a permit is handed over."""
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):  # perhaps it was passed over before we came to know of this
+                    self._turns.remove(turn)
+            else:
+                self._pass_on()  # it was handed over at the very moment
+            raise
+
+    def _pass_on(self) -> None:
+        """Hand a permit to whoever waits longest; else it is free."""
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
     def _full(self, detail: str) -> LocalSaturation:
         return LocalSaturation(detail, service=self.service, retry_after=TRY_AGAIN_AFTER)
@@ -70,22 +100,28 @@ class Bulkhead:
         kept, step = 0, 1
         try:
             while kept < self.limit - 1:
-                await self._permits.acquire()
+                await self._one_less()
                 kept += 1
             while kept > 0:
                 await asyncio.sleep(self._ramp_step)
                 for _ in range(min(step, kept)):
-                    self._permits.release()
+                    self._pass_on()
                     kept -= 1
                 step *= 2
         finally:
             for _ in range(kept):
-                self._permits.release()
+                self._pass_on()
+
+    async def _one_less(self) -> None:
+        if self._free > 0:
+            self._free -= 1
+        else:
+            await self._turn()
 
     def release(self) -> None:
         """Give the permit back."""
         self.held -= 1
-        self._permits.release()
+        self._pass_on()
 
     @asynccontextmanager
     async def permit(self, *, within: float) -> AsyncIterator[None]:

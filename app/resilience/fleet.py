@@ -63,9 +63,16 @@ class FleetHub:
     """The fleet as one process sees it: it hears and tells for all of this process's breakers."""
 
     def __init__(
-        self, redis: Redis, circuits: Mapping[str, Circuit], *, process: str, clock: Clock = time.monotonic
+        self,
+        redis: Redis,
+        circuits: Mapping[str, Circuit],
+        *,
+        process: str,
+        patience: float = PATIENCE,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.process = process
+        self._patience = patience
         self._redis = redis
         self._circuits = circuits
         self._clock = clock
@@ -176,7 +183,7 @@ class FleetHub:
         if self._clock() < self._silent_until:
             raise FleetUnreachable("Redis did not answer a moment ago", service=reports[0].service)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 answers = await self._run(reports)
         except TROUBLES as error:
             self._silent_until = self._clock() + BACK_OFF
@@ -320,7 +327,7 @@ class FleetHub:
         with suppress(FleetUnreachable):
             await self.compare()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), PATIENCE)
+            await asyncio.wait_for(self._heard.wait(), self._patience)
 
 
 @asynccontextmanager

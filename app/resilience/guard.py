@@ -7,7 +7,6 @@ pause between attempts holds no permit of either. The attempt timeout is innermo
 counts as a failure of the service.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -18,6 +17,7 @@ from app.resilience.breaker import ServiceBreaker
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.circuit import Permit
 from app.resilience.classify import Safety, classify, classify_exception, out_of_time
+from app.resilience.deadline import TimeLimit
 from app.resilience.errors import CallError, DeadlineExceeded, LocalSaturation, Throttled, Unexpected, Verdict
 from app.resilience.fence import Fenced
 from app.resilience.retry import SHORTEST_ATTEMPT, Retries, RetryProfile, is_repeatable
@@ -68,15 +68,14 @@ class Call(Generic[T]):
 class Guard:
     """What stands between one service and the callers of one client in this process."""
 
-    __slots__ = ("_good", "_seconds", "breaker", "bulkhead", "service")
+    __slots__ = ("_tally", "breaker", "bulkhead", "service")
 
     def __init__(self, service: str, breaker: ServiceBreaker, bulkhead: Bulkhead) -> None:
         self.service = service
         self.breaker = breaker
         self.bulkhead = bulkhead
         breaker.ramps.add(bulkhead)
-        self._good = metrics.good_attempts(service)
-        self._seconds = metrics.seconds(service)
+        self._tally = metrics.tally(service)
 
     def policy(self, profile: RetryProfile) -> ClientPolicy:
         """What is in force here."""
@@ -127,7 +126,8 @@ class Guard:
         breaker, until = self.breaker, call.until
         if breaker.admit_now() is None or breaker.gate.opens_at > now or until - now < SHORTEST_ATTEMPT:
             await self._refuse_early(until)
-        await self._queue(until)
+        if not self.bulkhead.take():
+            await self._queue(until)
         try:
             permit = breaker.admit_now() or await self._ask(call.profile)
             return await self._attempt(call, attempt, permit)
@@ -139,13 +139,14 @@ class Guard:
         began = time.monotonic()
         left, limit = call.until - began, call.profile.attempt_timeout
         try:
-            async with asyncio.timeout(min(left, limit)) as timer:
+            with TimeLimit(min(left, limit)) as timer:
                 result = await call.function(attempt)
         except Fenced:
             permit.settle(Verdict.NEUTRAL)
             raise
         except Exception as error:
-            is_late = left < limit and timer.expired() and isinstance(error, TimeoutError)
+            is_late = left < limit and timer.expired and isinstance(error, TimeoutError)
+            self._tally.took(time.monotonic() - began)
             failure = self._failed(error, attempt, call.safety, permit, is_late=is_late)
             if failure is error:
                 raise
@@ -153,13 +154,13 @@ class Guard:
         except BaseException:
             permit.settle(Verdict.NEUTRAL)
             raise
-        self._seconds.observe(time.monotonic() - began)
+        self._tally.took(time.monotonic() - began)
         if attempt.goes_on and not permit.probe:
             attempt.permit = permit  # a good head proves nothing wrong that bodies have shown
             return result
         permit.settle(Verdict.SUCCESS)
         if not attempt.goes_on:
-            self._good.inc()
+            self._tally.good += 1
         return result
 
     def check(self) -> None:
@@ -213,7 +214,7 @@ class Guard:
             permit.end(failure)
         if isinstance(failure, Throttled) and failure.service == self.service:
             self.pause(failure.retry_after)
-        metrics.failed(self.service, failure.code)
+        self._tally.failed[failure.code] += 1
         log.info(
             "call_failed",
             service=self.service,
@@ -230,7 +231,7 @@ class Guard:
         if not attempt.goes_on:
             return
         attempt.goes_on = False
-        self._good.inc()
+        self._tally.good += 1
         if attempt.permit is not None:
             attempt.permit.settle(Verdict.SUCCESS)
 

@@ -278,8 +278,10 @@ class ResilientClient(httpx.AsyncClient):
 
     async def _read(self, response: httpx.Response, limit: int) -> httpx.Response:
         """The whole answer, decoded, at most ``limit`` bytes."""
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        by_httpx = response.is_stream_consumed or "content-encoding" in response.headers
         parts, size = [], 0
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_bytes() if by_httpx else response.stream:
             size += len(part)
             if size > limit:
                 raise PermanentError(f"{self.service} sent more than {limit} bytes", service=self.service)
@@ -316,7 +318,7 @@ class ResilientClient(httpx.AsyncClient):
 
     def redacted(self, words: str) -> str:
         """A vendor's words, treated in the same way."""
-        text = " ".join(words.split())
+        text = " ".join("".join(each if each.isprintable() else " " for each in words).split())
         source = self._token_source or self._handshakes
         for secret in () if source is None else source.secrets():
             text = text.replace(secret, "***")

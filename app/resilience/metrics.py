@@ -2,25 +2,14 @@
 """What is counted of the calls out, per service; no label ever holds an id."""
 
 from enum import StrEnum
-from functools import cache
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
+from app.resilience.tally import Tallies, Tally
 from app.telemetry import registry
 
-attempts = Counter(
-    "eucora_call_attempts_total",
-    "Attempts by service and outcome: ok, or the code of the error class.",
-    ("service", "outcome"),
-    registry=registry,
-)
-attempt_seconds = Histogram(
-    "eucora_call_attempt_seconds",
-    "How long attempts took, whatever came of them.",
-    ("service",),
-    buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 120),
-    registry=registry,
-)
+tallies = Tallies()
+registry.register(tallies)
 retries = Counter(
     "eucora_call_retries_total", "Attempts after the first.", ("service", "reason"), registry=registry
 )
@@ -64,21 +53,9 @@ fleet_dropped = Counter(
 )
 
 
-@cache
-def good_attempts(service: str) -> Counter:
-    """The counter of one service's good attempts: looked up once, it is on the path of every call."""
-    return attempts.labels(service, "ok")
-
-
-@cache
-def seconds(service: str) -> Histogram:
-    """The histogram of one service."""
-    return attempt_seconds.labels(service)
-
-
-def failed(service: str, code: str) -> None:
-    """An attempt ended in an error of that code."""
-    attempts.labels(service, code).inc()
+def tally(service: str) -> Tally:
+    """One service's attempts: looked up once, it is on the path of every call."""
+    return tallies.of(service)
 
 
 def retried(service: str, reason: str) -> None:

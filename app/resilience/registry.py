@@ -17,7 +17,7 @@ from app.resilience.breaker import ServiceBreaker
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.circuit import Clock
 from app.resilience.classify import Safety
-from app.resilience.fleet import FleetHub, Record, Report, joined
+from app.resilience.fleet import PATIENCE, FleetHub, Record, Report, joined
 from app.resilience.guard import Attempt, Guard
 from app.resilience.retry import DEFAULT_RETRY, RetryProfile
 from app.resilience.shared import Shared
@@ -89,12 +89,13 @@ class Breakers:
         self._clients[service].append(policy)
 
     @asynccontextmanager
-    async def shared(self, redis: Redis, *, process: str) -> AsyncIterator[None]:
+    async def shared(self, redis: Redis, *, process: str, patience: float = PATIENCE) -> AsyncIterator[None]:
         """Share everything with the other processes on this Redis, as ``process``, while the block runs.
 
         ``redis`` is to give up on a silent server within a fraction of a second, and not to retry.
+        ``patience``: seconds it has for an answer, the most that its silence can add to a probe.
         """
-        hub = FleetHub(redis, self.known, process=process, clock=self._clock)
+        hub = FleetHub(redis, self.known, process=process, patience=patience, clock=self._clock)
         async with joined(hub, self.known.values()):
             self._hub = hub
             try:

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Protocol
 from urllib.request import getproxies
+from weakref import WeakSet
 
 import aiohttp
 import httpx
@@ -91,12 +91,17 @@ class Wire(httpx.AsyncBaseTransport):
 
 
 class Exchange:
-    """What aiohttp tells about one: ``reused`` if its connection had served another before."""
+    """What is known of one: ``reused`` if its connection had served another before."""
 
     __slots__ = ("reused",)
 
     def __init__(self) -> None:
         self.reused = False
+
+
+current: ContextVar[Exchange | None] = ContextVar("current", default=None)
+served: WeakSet[ResponseHandler] = WeakSet()
+"""Connections on which an exchange was begun."""
 
 
 class Pool(AiohttpTransport):
@@ -115,30 +120,26 @@ class Pool(AiohttpTransport):
         """
         while True:
             exchange = Exchange()
+            current.set(exchange)
             try:
-                return await self._exchange(request, exchange)
+                return await self._exchange(request)
             except BROKEN:
                 if not exchange.reused or _safety(request) is Safety.UNSAFE:
                     raise
 
-    async def _exchange(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        session, limits = self._session(), request.extensions.get("timeout", {})
+    async def _exchange(self, request: httpx.Request) -> httpx.Response:
+        limits = request.extensions.get("timeout", {})
         try:
-            response = await session.request(
+            response = await self._session().request(
                 request.method,
                 _address(request.url),
                 headers=self._headers(request),
                 data=_body(request),
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(
-                    connect=limits.get("pool"),
-                    sock_connect=limits.get("connect"),
-                    sock_read=limits.get("read"),
-                ),
+                timeout=_timeouts(limits.get("pool"), limits.get("connect"), limits.get("read")),
                 server_hostname=request.extensions.get("sni_hostname"),
                 proxy=self._proxy_url,
                 proxy_headers=self._proxy_headers,
-                trace_request_ctx=exchange,
             )
         except aiohttp.ClientError as error:
             raise _renamed(error) from error
@@ -165,9 +166,6 @@ class Pool(AiohttpTransport):
 
     def get_client(self) -> aiohttp.ClientSession:
         """A session of the running loop."""
-        traces = aiohttp.TraceConfig()
-        traces.on_request_headers_sent.append(_mark_sent)
-        traces.on_connection_reuseconn.append(_mark_reused)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._limit, ssl=self.ssl_context),
             request_class=FencedRequest,
@@ -177,18 +175,31 @@ class Pool(AiohttpTransport):
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
             max_headers=MAX_HEADERS,
-            trace_configs=[traces],
             middlewares=[_once],
         )
 
 
 class FencedRequest(aiohttp.ClientRequest):
-    """Once its connection is there, nothing stands between the last look at the fence and the first byte."""
+    """Once its connection is there, nothing stands between the last look at the fence and the first byte.
+
+    What aiohttp's traces would tell is noted here: they cost as much as the whole guard.
+    """
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         """Send, if the work is still ours; aiohttp closes the connection otherwise."""
         fence.check()
+        _note(conn.protocol)
         return await super().send(conn)
+
+
+def _note(connection: ResponseHandler | None) -> None:
+    """From here on the service may have seen the request; and whether it was the connection's first."""
+    marked, exchange = attempt.get(), current.get()
+    if marked is not None:
+        marked.sent = True
+    if exchange is not None and connection is not None:
+        exchange.reused = connection in served
+        served.add(connection)
 
 
 class Body(AiohttpResponseStream):
@@ -241,15 +252,10 @@ def _renamed(error: Exception) -> httpx.TransportError:
     return kind(error.message if isinstance(error, aiohttp.ClientResponseError) else str(error))
 
 
-async def _mark_sent(*_: object) -> None:
-    """Note that from here on the service may have seen the request."""
-    current = attempt.get()
-    if current is not None:
-        current.sent = True
-
-
-async def _mark_reused(_: object, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.reused = True
+@lru_cache(maxsize=64)
+def _timeouts(pool: float | None, connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
+    """Those of httpx by aiohttp's names; there are few of them, and each takes a while to make."""
+    return aiohttp.ClientTimeout(connect=pool, sock_connect=connect, sock_read=read)
 
 
 def _safety(request: httpx.Request) -> Safety:

@@ -5,19 +5,18 @@ import base64
 import re
 import struct
 from collections.abc import Generator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import httpx
-import spnego
 from pydantic import SecretStr
-from spnego.exceptions import SpnegoError
 
 from app.resilience.errors import AuthError
 
+if TYPE_CHECKING:
+    import spnego
+
 Protocol = Literal["negotiate", "ntlm"]
 MOST_LEGS = 4
-SENSELESS = (SpnegoError, ValueError, struct.error)
-"""What the library raises where a service says something that is no handshake."""
 
 
 class WindowsAuth(httpx.Auth):
@@ -67,7 +66,9 @@ class WindowsAuth(httpx.Auth):
         spoken = ("Negotiate", "NTLM") if self._protocol == "negotiate" else ("NTLM",)
         return next((scheme for scheme in spoken if scheme.lower() in offered), None)
 
-    def _context(self, scheme: str, host: str) -> spnego.ContextProxy:
+    def _context(self, scheme: str, host: str) -> "spnego.ContextProxy":
+        import spnego  # with all of cryptography: not before somebody asks for a handshake
+
         try:
             return spnego.client(
                 self._username,
@@ -76,17 +77,24 @@ class WindowsAuth(httpx.Auth):
                 service="HTTP",
                 protocol=scheme.lower(),
             )
-        except SENSELESS as error:
+        except senseless() as error:
             raise self._refused(error) from error
 
-    def _step(self, context: spnego.ContextProxy, token: bytes | None) -> bytes | None:
+    def _step(self, context: "spnego.ContextProxy", token: bytes | None) -> bytes | None:
         try:
             return context.step(token)
-        except SENSELESS as error:
+        except senseless() as error:
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> AuthError:
         return AuthError(f"Windows authentication failed: {type(error).__name__}", service=self._service)
+
+
+def senseless() -> tuple[type[Exception], ...]:
+    """What the library raises where a service says something that is no handshake."""
+    from spnego.exceptions import SpnegoError
+
+    return SpnegoError, ValueError, struct.error
 
 
 def challenge(response: httpx.Response, scheme: str) -> bytes | None:

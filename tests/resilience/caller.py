@@ -19,10 +19,11 @@ from typing import Any
 import aiobreaker
 
 from app import telemetry
-from app.redis import open_hasty_redis
+from app.redis import open_hasty_redis, open_redis
 from app.resilience import BreakerPolicy, Breakers, ResilientClient, RetryProfile
 from app.resilience.breaker import ServiceBreaker
 from app.resilience.errors import CallError
+from app.resilience.fleet import PATIENCE
 from app.resilience.http import create_resilient_client
 
 SERVICE = "intune"
@@ -108,8 +109,11 @@ async def main(options: Json) -> None:
     breakers = Breakers(policies={SERVICE: policy})
     profile = RetryProfile(**options["profile"])
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(open_hasty_redis(options["redis"]))
-        await stack.enter_async_context(breakers.shared(redis, process=f"caller:{os.getpid()}"))
+        patience = options["patience"]
+        open_it = open_redis if patience > PATIENCE else open_hasty_redis
+        redis = await stack.enter_async_context(open_it(options["redis"]))
+        name = f"caller:{os.getpid()}"
+        await stack.enter_async_context(breakers.shared(redis, process=name, patience=patience))
         client = create_resilient_client(
             SERVICE, base_url=options["server"], breakers=breakers, profile=profile, max_concurrency=100
         )
@@ -155,15 +159,26 @@ async def all_do(callers: Sequence[CallerProcess], command: str, **arguments: An
 
 @asynccontextmanager
 async def callers(
-    number: int, *, redis: str, server: str, policy: Json | None = None, profile: Json | None = None
+    number: int,
+    *,
+    redis: str,
+    server: str,
+    policy: Json | None = None,
+    profile: Json | None = None,
+    patience: float = 5.0,
 ) -> AsyncIterator[list[CallerProcess]]:
-    """So many processes, ready."""
-    patience = {"attempts": 1, "shortest": 0.0, "longest": 0.0, "attempt_timeout": 5.0, "total": 30.0}
+    """So many processes, ready.
+
+    ``patience``: the seconds that Redis has for an answer; more than ``PATIENCE``, so that no busy machine
+    makes it look silent.
+    """
+    once = {"attempts": 1, "shortest": 0.0, "longest": 0.0, "attempt_timeout": 5.0, "total": 30.0}
     options = {
         "redis": redis,
         "server": server,
         "policy": policy or {},
-        "profile": patience | (profile or {}),
+        "profile": once | (profile or {}),
+        "patience": patience,
     }
     started = [
         CallerProcess(

@@ -288,12 +288,12 @@ async def test_a_stream_holds_its_place_until_it_is_closed_or_read_to_its_end(ma
         client = make(server, max_concurrency=1, breaker=breaker, profile=NO_RETRY)
         async with client.stream("GET", "/") as response:
             waiting = asyncio.create_task(client.get("/"))
-            await eventually(lambda: client._guard.bulkhead._waiting == 1, within=5)
+            await eventually(lambda: client._guard.bulkhead.waiting == 1, within=5)
             assert len(await response.aread()) == 100_000
             assert (await waiting).status_code == 200
         async with client.stream("GET", "/"):
             waiting = asyncio.create_task(client.get("/"))
-            await eventually(lambda: client._guard.bulkhead._waiting == 1, within=5)
+            await eventually(lambda: client._guard.bulkhead.waiting == 1, within=5)
         assert (await waiting).status_code == 200
 
     assert client._guard.bulkhead.held == 0

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 
 import pytest
-from structlog.testing import capture_logs
 
 from app.resilience import BreakerOpen, ResilientClient, RetryProfile, Safety, ServiceBreaker
 from app.resilience.errors import AmbiguousError, AttemptTimeout, PermanentError, TransientError, Verdict
+from tests.logs import captured_lines
 from tests.resilience.certificates import Authority, make_authority
 from tests.resilience.conftest import Make
 from tests.resilience.misbehaving import (
@@ -141,14 +141,14 @@ async def test_a_certificate_that_is_not_trusted_is_permanent_says_nothing_of_th
         with pytest.raises(TransientError):
             await client.get(failing.url)
         before = breaker.fail_counter
-        with capture_logs() as lines:
+        with captured_lines() as lines:
             for _ in range(6):
                 with pytest.raises(PermanentError, match="certificate") as raised:
                     await client.get("/")
+            told = [line for line in lines() if line["level"] == "error"]
 
     assert raised.value.verdict is Verdict.NEUTRAL
     assert breaker.fail_counter == before > 0
-    told = [line for line in lines if line["log_level"] == "error"]
     assert [(line["event"], line["host"]) for line in told] == [
         ("certificate_not_trusted", "localhost")
     ] * 6  # once per call: nothing is tried again

@@ -130,6 +130,14 @@ async def test_a_key_goes_to_its_own_service_only(make: Make) -> None:
     assert "x-api-key" not in stranger.received[0].headers
 
 
+async def test_what_a_refusal_says_is_one_line_of_what_can_be_seen_and_stored(make: Make) -> None:
+    async with misbehaving(answer(400, b"no \x00such\x1b[2J\r\n\tapp")) as server:
+        with pytest.raises(PermanentError) as raised:
+            await make(server).get("/")
+
+    assert raised.value.words == "no such [2J app"
+
+
 async def test_a_key_that_a_refusal_repeats_is_cut_out(make: Make) -> None:
     key = Fixed.key("intune", "x-api-key", SecretStr(KEY))
     async with misbehaving(answer(400, f"no such key {KEY}".encode()), answer(401)) as server:

@@ -252,7 +252,7 @@ async def test_so_is_a_connection_that_is_refused_and_a_name_that_does_not_resol
 
 async def test_a_service_that_says_nothing_runs_into_the_request_s_own_limit() -> None:
     async with misbehaving(hang) as server:
-        first, second = await both("GET", server.url, timeout=0.1)
+        first, second = await both("GET", server.url, timeout=httpx.Timeout(5.0, read=0.1))
 
     raised(first, httpx.ReadTimeout)
     assert isinstance(raised(second, AttemptTimeout).__cause__, httpx.ReadTimeout)
