@@ -26,6 +26,7 @@ from app.resilience.errors import (
     LocalSaturation,
 )
 from app.settings import DatabaseSettings, Settings
+from app.storable import storable_json
 
 DOWN = ("08", "53", "57P")
 """What these begin codes of: the connection, the server's resources, the server's end."""
@@ -131,6 +132,7 @@ def _pool(limits: DatabaseSettings, process: str) -> dict[str, Any]:
         max_overflow=limits.max_overflow,
         pool_timeout=limits.pool_timeout,
         pool_recycle=1800,
+        json_serializer=storable_json,
         connect_args={
             "timeout": limits.connect_timeout,
             "command_timeout": limits.command_timeout,

@@ -14,6 +14,7 @@ from app.connectors.contract import Assignment, DeviceReport, InstallState, Obse
 from app.domain import deployments
 from app.domain.applications import made_on
 from app.models import DriftType, LaneStatus, RingDeployment
+from app.storable import storable
 
 LOST = frozenset({InstallState.NOT_INSTALLED, InstallState.FAILED})
 """What a device reports that does not have any more what it had."""
@@ -129,7 +130,7 @@ async def have_lost(
     session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport]
 ) -> list[tuple[str, str]]:
     """Which devices of a page of reports had it and have not any more: their ids and names."""
-    without = [report.device_id for report in reports if report.state in LOST]
+    without = [storable(report.device_id) for report in reports if report.state in LOST]
     if not without:
         return []
     rows = await session.execute(HAD_IT, {"lane": lane_id, "devices": without})

@@ -26,6 +26,7 @@ from app.models import (
     RingDeployment,
     Severity,
 )
+from app.storable import storable
 
 MOVES: Mapping[DriftStatus, frozenset[DriftStatus]] = MappingProxyType(
     {
@@ -129,7 +130,7 @@ def _suspicion(lane: RingDeployment, finding: Finding, now: datetime) -> Drift:
         type=finding.type,
         severity=SEVERITIES[finding.type],
         status_since=now,
-        detail=finding.detail,
+        detail=storable(finding.detail),
         expected=dict(finding.expected),
         observed=dict(finding.observed),
         first_seen_at=now,
@@ -139,7 +140,7 @@ def _suspicion(lane: RingDeployment, finding: Finding, now: datetime) -> Drift:
 
 def _see_again(drift: Drift, finding: Finding, now: datetime) -> None:
     drift.seen += 1
-    drift.last_seen_at, drift.detail, drift.observed = now, finding.detail, dict(finding.observed)
+    drift.last_seen_at, drift.detail, drift.observed = now, storable(finding.detail), dict(finding.observed)
 
 
 async def _act(

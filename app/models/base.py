@@ -30,6 +30,10 @@ Instant = Annotated[datetime, mapped_column(DateTime(timezone=True))]
 Created = Annotated[datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
 Json = dict[str, Any]
 
+WRITTEN_OFTEN: dict[str, Any] = {"postgresql_with": {"autovacuum_vacuum_scale_factor": "0.01"}}
+"""For a table whose new rows change many times and whose old ones are kept: what is left of changes must not
+wait for a fifth of all that is kept."""
+
 
 def enum_column(kind: type[StrEnum], name: str) -> Enum:
     """A PostgreSQL enum type called ``name`` that stores the values, not the Python member names."""

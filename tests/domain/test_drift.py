@@ -98,6 +98,20 @@ class TestWeighing:
 
         assert finding.type is kind
 
+    async def test_a_version_that_no_text_can_hold_is_kept_without_what_is_odd(
+        self, session: AsyncSession
+    ) -> None:
+        deployment = await installed(session)
+        odd = Observed(assigned=True, version="142\x00.0 \ud83d")
+
+        for minutes in (5, 10):
+            await look(session, deployment, odd, NOON + minutes * MINUTE)
+
+        found = await only(session)
+        await session.refresh(found)
+        assert found.detail == "devices would get 142.0 \ufffd in place of 143.0.1"
+        assert found.observed == {"version": "142.0 \ufffd"}
+
     async def test_a_scope_names_only_what_nobody_decided(self, session: AsyncSession) -> None:
         (finding,) = comparison.weigh(await self.begun(session), WIDER, NOBODY)
 
