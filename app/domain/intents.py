@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deployment intents: what is asked for, what it means here, and the one statement that accepts it."""
+"""Deployment intents: what is asked for, and what it means here."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from uuid import UUID
 
-import asyncpg
-from pydantic_core import to_json
-
 from app.connectors.contract import Capability, Manifest, Package, Plane, Target, TargetKind
 from app.connectors.packages import why_it_stays
-from app.domain import approvals, idempotency, risk, rollout
+from app.domain import approvals, risk, rollout
 from app.domain.gates import Gate, Measure
-from app.domain.idempotency import RequestKey, StoredAnswer
-from app.domain.operations import KINDS, OperationKind
 from app.domain.policies import GatePolicy
-from app.errors import ActiveDeploymentExists, FieldError, Invalid, PlaneNotConfigured, TargetNotSet
+from app.errors import FieldError, Invalid, PlaneNotConfigured, TargetNotSet
 from app.models import DeploymentStatus, Promotion, Ring, WayBack, new_id
 
 
@@ -234,155 +229,3 @@ def planned_lanes(
     for (plane, ring), known in targets.items():
         first = starts and ring is rollout.RINGS[0]
         yield PlannedLane(new_id(), ring, plane, known.target, new_id() if first else None)
-
-
-Row = tuple[object, ...]
-ACCEPT = """
-WITH kept AS (
-    INSERT INTO idempotency_keys (caller, key, digest, status, headers, body, created_at)
-    VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7)
-    ON CONFLICT DO NOTHING RETURNING 1
-), deployment AS (
-    INSERT INTO deployments (id, correlation_id, app_name, app_version, planes, target_ring, promotion,
-        privileged, criticality, rollback_version, start_at, risk_factors, risk_score, risk_model,
-        risk_breakdown, requires_cab_approval, gates, gate_policy, status, event_sequence, operation_id,
-        submitted_by, created_at, updated_at)
-    SELECT $8, $9, $10, $11, $12::text[], $13::ring, $14::promotion, $15, $16, $17, $18, $19::jsonb, $20, $21,
-        $22::jsonb, $23, $24::jsonb, $25, $26::deployment_status, 1, $27, $28, $7, $7
-    FROM kept
-), planes AS (
-    INSERT INTO deployment_planes (deployment_id, plane, app_name, package, way_back)
-    SELECT $8, given.plane, $10, given.package, given.way_back
-    FROM kept, unnest($12::text[], $29::jsonb[], $46::way_back[]) AS given (plane, package, way_back)
-), lanes AS (
-    INSERT INTO ring_deployments
-        (id, deployment_id, ring, position, plane, target_kind, target_ref, operation_id)
-    SELECT lane.id, $8, lane.ring, lane.position, lane.plane, lane.kind, lane.ref, lane.operation_id
-    FROM kept, unnest(
-        $30::uuid[], $31::ring[], $32::int[], $33::text[], $34::text[], $35::text[], $36::uuid[]
-    ) AS lane (id, ring, position, plane, kind, ref, operation_id)
-), work AS (
-    INSERT INTO operations (id, kind, queue, subject_type, subject_id, deployment_id, run_after, deadline,
-        correlation_id, max_attempts)
-    SELECT lane.operation_id, $37, $38, 'lane', lane.id::text, $8, GREATEST(now(), $18),
-        GREATEST(now(), $18) + $39::interval, $9, $40
-    FROM kept, unnest($30::uuid[], $36::uuid[]) AS lane (id, operation_id) WHERE lane.operation_id IS NOT NULL
-), event AS (
-    INSERT INTO events (deployment_id, sequence, type, actor, at, after, correlation_id)
-    SELECT $8, 1, 'deployment.submitted', $28, $7, $41::jsonb, $9 FROM kept
-), request AS (
-    INSERT INTO approvals (id, deployment_id, digest, submitted_by, created_at, expires_at, irreversible)
-    SELECT $42, $8, $43, $28, $7, $7 + $44::interval, $45::text[] FROM kept WHERE $42::uuid IS NOT NULL
-)
-SELECT count(*) FROM kept
-"""
-ACTIVE = """
-SELECT plane, deployment_id FROM deployment_planes
-WHERE active AND lower(app_name) = lower($1) AND plane = ANY ($2::text[])
-"""
-
-
-async def accept(
-    connection: asyncpg.Connection,
-    plan: Plan,
-    *,
-    actor: str,
-    request: RequestKey,
-    answer: StoredAnswer,
-    now: datetime,
-) -> StoredAnswer | None:
-    """Store the intent, its lanes, its operations, its event and the answer to it in one statement.
-
-    ``connection`` is the driver's own and in autocommit. May be repeated: the same request gets the answer
-    stored first. Returns None when this call stored it, else that earlier answer.
-
-    Raises:
-        ActiveDeploymentExists: the application is being deployed to one of the planes.
-        IdempotencyKeyReused: the key came with another body before.
-    """
-    try:
-        stored = await connection.fetchval(
-            ACCEPT, *row(plan, actor=actor, request=request, answer=answer, now=now)
-        )
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name != "uq_deployment_planes_one_active":
-            raise
-        raise ActiveDeploymentExists(await _who_is_active(connection, plan)) from error
-    return None if stored else await idempotency.find_by_driver(connection, request)
-
-
-async def accept_together(connection: asyncpg.Connection, rows: Sequence[Row]) -> list[bool]:
-    """Store several ``row``s in one transaction: all or, if one of them breaks a rule, none.
-
-    ``connection`` is as in ``accept``. Tells for each whether it was stored; it was not if its request was
-    stored before.
-    """
-    return [bool(found[0]) for found in await connection.fetchmany(ACCEPT, rows)]
-
-
-def row(plan: Plan, *, actor: str, request: RequestKey, answer: StoredAnswer, now: datetime) -> Row:
-    """The parameters of ``ACCEPT``."""
-    intent, kind = plan.intent, KINDS[OperationKind.DEPLOY_TO_CONNECTOR]
-    planes = [plane.value for plane in intent.packages]
-    packages = [package.model_dump_json() for package in intent.packages.values()]
-    return (
-        *(
-            request.caller,
-            request.key,
-            request.digest,
-            answer.status,
-            _json(answer.headers),
-            answer.body,
-            now,
-        ),
-        *(plan.id, plan.correlation_id, intent.app_name, intent.version, planes, intent.target_ring.value),
-        *(
-            intent.promotion.value,
-            intent.privileged,
-            intent.criticality,
-            intent.rollback_version,
-            intent.start_at,
-        ),
-        *(
-            _json(dict(plan.risk_factors)),
-            plan.score.value,
-            risk.MODEL,
-            _json(plan.score.breakdown),
-        ),
-        *(
-            plan.requires_cab_approval,
-            plan.policy.text,
-            f"{plan.policy.name}/{plan.policy.version}",
-        ),
-        *(plan.status.value, plan.operation_id, actor, packages),
-        [lane.id for lane in plan.lanes],
-        [lane.ring.value for lane in plan.lanes],
-        [rollout.RINGS.index(lane.ring) for lane in plan.lanes],
-        [lane.plane.value for lane in plan.lanes],
-        [lane.target.kind.value for lane in plan.lanes],
-        [lane.target.ref for lane in plan.lanes],
-        [lane.operation_id for lane in plan.lanes],
-        *(OperationKind.DEPLOY_TO_CONNECTOR.value, kind.queue, kind.deadline, kind.max_attempts),
-        _json(
-            {
-                "status": plan.status.value,
-                "risk_score": plan.score.value,
-                "target_ring": intent.target_ring.value,
-            }
-        ),
-        *(plan.request or (None, None)),
-        approvals.wait(intent.criticality),
-        sorted(plane for plane, way in plan.ways_back.items() if way is WayBack.NONE),
-        [way.value if way else None for way in plan.ways_back.values()],
-    )
-
-
-async def _who_is_active(connection: asyncpg.Connection, plan: Plan) -> str:
-    planes = [plane.value for plane in plan.intent.packages]
-    rows = await connection.fetch(ACTIVE, plan.intent.app_name, planes)
-    found = ", ".join(f"{row['plane']} by deployment {row['deployment_id']}" for row in rows)
-    return f"{plan.intent.app_name} is being deployed to {found or 'one of these planes'} already"
-
-
-def _json(value: object) -> str:
-    return to_json(value).decode()  # several times as fast as the standard library's, on the accept path

@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.models.base import Base, Created, Id, Instant, Json, enum_column
+from app.models.base import WRITTEN_OFTEN, Base, Created, Id, Instant, Json, enum_column
 
 
 class Ring(StrEnum):
@@ -115,6 +115,7 @@ class Deployment(Base):
         Index("ix_deployments_app_created", "app_name", text("created_at DESC"), text("id DESC")),
         Index("ix_deployments_app", text("lower(app_name)"), "id"),
         Index("ix_deployments_correlation", "correlation_id"),
+        WRITTEN_OFTEN,
     )
 
     id: Mapped[Id]
@@ -225,6 +226,7 @@ class RingDeployment(Base):
             postgresql_where=text("status IN ('PUSHING', 'WAITING_PLANE', 'MEASURING', 'ROLLING_BACK')"),
         ),
         Index("ix_ring_deployments_reserved", "status", postgresql_where=text("reserved > 0")),
+        WRITTEN_OFTEN,
     )
 
     id: Mapped[Id]
@@ -272,7 +274,7 @@ class DeviceResult(Base):
     """
 
     __tablename__ = "device_results"
-    __table_args__ = (Index("ix_device_results_lane_state", "lane_id", "state", "device_id"),)
+    __table_args__ = (Index("ix_device_results_lane_state", "lane_id", "state", "device_id"), WRITTEN_OFTEN)
 
     lane_id: Mapped[UUID] = mapped_column(
         ForeignKey("ring_deployments.id", ondelete="CASCADE"), primary_key=True

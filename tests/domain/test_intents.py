@@ -19,6 +19,7 @@ from app.runtime import Runtime
 from tests.factories import (
     FACTORS,
     NOON,
+    accept_plan,
     answer_to,
     make_intent,
     make_plan,
@@ -123,7 +124,7 @@ async def test_accepting_stores_everything_in_one_statement(runtime: Runtime) ->
     plan = make_plan(target_ring=Ring.GLOBAL)
 
     async with runtime.driver() as connection:
-        stored = await intents.accept(
+        stored = await accept_plan(
             connection, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=NOON
         )
 
@@ -144,7 +145,7 @@ async def test_a_start_in_the_future_keeps_the_first_push_waiting(runtime: Runti
     plan = make_plan(start_at=start)
 
     async with runtime.driver() as connection:
-        await intents.accept(
+        await accept_plan(
             connection, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=NOON
         )
 
@@ -158,8 +159,8 @@ async def test_the_same_request_twice_is_stored_once_and_answered_alike(runtime:
     first, second, request = make_plan(), make_plan(), request_key("k")
 
     async with runtime.driver() as connection:
-        await intents.accept(connection, first, actor="a", request=request, answer=answer_to(first), now=NOON)
-        again = await intents.accept(
+        await accept_plan(connection, first, actor="a", request=request, answer=answer_to(first), now=NOON)
+        again = await accept_plan(
             connection, second, actor="a", request=request, answer=answer_to(second), now=NOON
         )
 
@@ -171,11 +172,11 @@ async def test_a_key_with_another_body_is_refused(runtime: Runtime) -> None:
     first, second = make_plan(), make_plan(app_name="Other")
 
     async with runtime.driver() as connection:
-        await intents.accept(
+        await accept_plan(
             connection, first, actor="a", request=request_key("k"), answer=answer_to(first), now=NOON
         )
         with pytest.raises(IdempotencyKeyReused):
-            await intents.accept(
+            await accept_plan(
                 connection,
                 second,
                 actor="a",
@@ -191,7 +192,7 @@ async def test_of_many_equal_requests_at_once_one_is_stored(runtime: Runtime) ->
     async def submit() -> bytes:
         plan = make_plan()
         async with runtime.driver() as connection:
-            stored = await intents.accept(
+            stored = await accept_plan(
                 connection, plan, actor="a", request=request, answer=answer_to(plan), now=NOON
             )
         return (stored or answer_to(plan)).body
@@ -209,11 +210,11 @@ async def test_a_second_active_deployment_of_the_application_is_refused_and_stor
     first, second = make_plan(), make_plan(app_name="MOZILLA firefox", version="144.0")
 
     async with runtime.driver() as connection:
-        await intents.accept(
+        await accept_plan(
             connection, first, actor="a", request=request_key(), answer=answer_to(first), now=NOON
         )
         with pytest.raises(ActiveDeploymentExists, match=str(first.id)):
-            await intents.accept(
+            await accept_plan(
                 connection, second, actor="a", request=request_key(), answer=answer_to(second), now=NOON
             )
 
