@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each device of a lane has done: stored by pages, the lane's counters in the same statement."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,8 +11,10 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState, Member
-from app.domain.policies import DAY, GatePolicy
-from app.models import Connectivity, DeviceState, RingDeployment
+from app.domain.columns import column, rows_of
+from app.domain.policies import DAY
+from app.models import Connectivity, DeviceState
+from app.storable import storable
 
 ROLLOUT_STATES = {
     InstallState.PENDING: DeviceState.PENDING,
@@ -48,6 +50,7 @@ RETURN_STATES = {
 }
 """What a report of the version that comes back means; a device that has it is where it should be."""
 
+LOCK_COUNTERS = text("SELECT deployment_id, plane FROM ring_deployments WHERE id = :lane FOR NO KEY UPDATE")
 COUNTERS = """
     UPDATE ring_deployments SET
         success_count = success_count + delta.succeeded,
@@ -62,81 +65,71 @@ COUNTERS = """
     WHERE id = :lane AND (delta.succeeded, delta.failed, delta.unreachable) <> (0, 0, 0)
 """
 
-STORE_MEMBERS = text("""
+STORE_MEMBERS = text(f"""
     INSERT INTO device_results (lane_id, device_id, name, connectivity, late, updated_at)
     SELECT :lane, given.device_id, given.name, given.connectivity::connectivity, :late, :now
-    FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[]), CAST(:connectivities AS text[]))
-        AS given (device_id, name, connectivity)
+    FROM {rows_of(ids="device_id", names="name", connectivities="connectivity")}
     ON CONFLICT DO NOTHING
-""")
-
-GIVEN = """
-    WITH given AS (
-        SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[]), CAST(:states AS text[]),
-                CAST(:details AS text[]), CAST(:codes AS text[]))
-            AS given (device_id, name, state, detail, error_code)
-    )"""
-
-STORE_REPORTS = text(f"""{GIVEN}, known AS (
-        SELECT device_id, state, late FROM device_results
-        WHERE lane_id = :lane AND device_id IN (SELECT device_id FROM given)
-        ORDER BY device_id FOR UPDATE
-    ), changed AS (
-        UPDATE device_results AS device SET state = given.state::device_state, detail = given.detail,
-            error_code = given.error_code, updated_at = :now
-        FROM given JOIN known USING (device_id)
-        WHERE device.lane_id = :lane AND device.device_id = given.device_id
-            AND (given.state <> 'PENDING' OR device.state = 'PENDING')
-            AND (device.state, device.detail, device.error_code)
-                IS DISTINCT FROM (given.state::device_state, given.detail, given.error_code)
-        RETURNING known.state AS before, device.state AS after, device.late
-    )
-    {COUNTERS}
 """)  # noqa: S608 - composed of constants
 
-STORE_LATE = text(f"""{GIVEN}, added AS (
+GIVEN = rows_of(ids="device_id", names="name", states="state", details="detail", codes="error_code")
+"""A page of reports."""
+
+TOLD = f"""
+    WITH told AS MATERIALIZED (
+        SELECT given.*, known.*
+        FROM (SELECT * FROM {GIVEN} ORDER BY device_id) AS given
+        LEFT JOIN LATERAL (
+            SELECT state AS before, detail AS detail_before, error_code AS error_code_before, late,
+                rollback_state, connectivity
+            FROM device_results WHERE (lane_id, device_id) >= (:lane, given.device_id)
+                AND (lane_id, device_id) <= (:lane, given.device_id)
+            ORDER BY lane_id, device_id LIMIT 1) AS known ON true
+    )"""  # noqa: S608 - composed of constants
+"""What is told of each device beside what is known of it; ``before`` is null if that is nothing.
+
+A look into the primary key for each device, by its form: the planner does not know how large a lane is that
+was filled a moment ago, and given the choice it reads all of it for each page, or (PostgreSQL 15, if the two
+columns are compared one by one) its part of the index of states for each device.
+"""
+
+STORE_REPORTS = text(f"""{TOLD}, changed AS MATERIALIZED (
+        SELECT device_id, name, before, state::device_state AS after, detail, error_code, late, connectivity
+        FROM told WHERE before IS NOT NULL AND (state <> 'PENDING' OR before = 'PENDING')
+            AND (before, detail_before, error_code_before)
+                IS DISTINCT FROM (state::device_state, detail, error_code)
+    ), stored AS (
+        INSERT INTO device_results AS device
+            (lane_id, device_id, name, state, detail, error_code, connectivity, updated_at)
+        SELECT :lane, device_id, name, after, detail, error_code, connectivity, :now FROM changed
+        ON CONFLICT (lane_id, device_id) DO UPDATE SET state = excluded.state, detail = excluded.detail,
+            error_code = excluded.error_code, updated_at = excluded.updated_at
+    ), counted AS ({COUNTERS})
+    SELECT device_id FROM told WHERE before IS NULL AND state <> 'PENDING'
+""")  # noqa: S608 - composed of constants
+"""Each row that is stored is there: it is always the update that happens."""
+
+STORE_LATE = text(f"""
+    WITH added AS (
         INSERT INTO device_results
             (lane_id, device_id, name, state, detail, error_code, connectivity, late, updated_at)
         SELECT :lane, device_id, name, state::device_state, detail, error_code, 'online', true, :now
-        FROM given
-        WHERE state <> 'PENDING' AND NOT EXISTS (
-            SELECT FROM device_results AS there JOIN ring_deployments AS lane ON lane.id = there.lane_id
-            WHERE lane.deployment_id = :deployment AND lane.plane = :plane
-                AND there.device_id = given.device_id
-        )
+        FROM {GIVEN}
+        LEFT JOIN LATERAL (
+            SELECT true AS found FROM device_results AS there
+            WHERE there.device_id = given.device_id AND there.lane_id = ANY (ARRAY(
+                SELECT id FROM ring_deployments WHERE deployment_id = :deployment AND plane = :plane))
+            LIMIT 1) AS elsewhere ON true
+        WHERE elsewhere.found IS NULL
         ON CONFLICT DO NOTHING RETURNING 1
     )
     UPDATE ring_deployments SET late_count = late_count + added.total
     FROM (SELECT count(*) AS total FROM added) AS added WHERE id = :lane AND added.total > 0
 """)  # noqa: S608 - composed of constants
 
-EXPIRE = text(f"""
-    WITH deadlines AS (
-        SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:waits AS interval[]))
-            AS deadlines (connectivity, wait)
-    ), overdue AS (
-        SELECT device_id, state,
-            CASE WHEN :asked_for >= wait THEN 'FAILED' ELSE 'UNREACHABLE' END::device_state AS next
-        FROM device_results JOIN deadlines ON deadlines.connectivity = device_results.connectivity::text
-        WHERE lane_id = :lane AND (
-            (:asked_for >= wait AND state IN ('PENDING', 'IN_PROGRESS', 'UNREACHABLE', 'UNKNOWN'))
-            OR (:asked_for >= wait / 4 AND state = 'PENDING'))
-        ORDER BY device_id FOR UPDATE OF device_results
-    ), changed AS (
-        UPDATE device_results AS device SET state = overdue.next, updated_at = :now,
-            error_code = CASE WHEN overdue.next = 'FAILED' THEN 'deadline' ELSE device.error_code END,
-            detail = CASE WHEN overdue.next = 'FAILED' THEN 'no result before its deadline'
-                ELSE 'nothing heard of it since the push' END
-        FROM overdue WHERE device.lane_id = :lane AND device.device_id = overdue.device_id
-        RETURNING overdue.state AS before, device.state AS after, device.late
-    )
-    {COUNTERS}
-""")  # noqa: S608 - composed of constants
-
 FORGET_FAILURES = text(f"""
     WITH known AS (
-        SELECT device_id, state, late FROM device_results
-        WHERE lane_id = :lane AND state = 'FAILED' ORDER BY device_id FOR UPDATE
+        SELECT device_id, state, late FROM device_results WHERE lane_id = :lane AND state = 'FAILED'
     ), changed AS (
         UPDATE device_results AS device SET state = 'PENDING', detail = NULL, error_code = NULL,
             updated_at = :now
@@ -146,11 +139,13 @@ FORGET_FAILURES = text(f"""
     {COUNTERS}
 """)  # noqa: S608 - composed of constants
 
-STORE_ROLLBACK = text(f"""{GIVEN}
-    UPDATE device_results AS device SET rollback_state = given.state::device_state, updated_at = :now
-    FROM given WHERE device.lane_id = :lane AND device.device_id = given.device_id
-        AND device.rollback_state IS DISTINCT FROM given.state::device_state
-        AND (NOT :answered_only OR device.rollback_state IS NOT NULL)
+STORE_ROLLBACK = text(f"""{TOLD}
+    INSERT INTO device_results AS device (lane_id, device_id, name, connectivity, rollback_state, updated_at)
+    SELECT :lane, device_id, name, connectivity, state::device_state, :now FROM told
+    WHERE before IS NOT NULL AND rollback_state IS DISTINCT FROM state::device_state
+        AND (NOT :answered_only OR rollback_state IS NOT NULL)
+    ON CONFLICT (lane_id, device_id) DO UPDATE
+        SET rollback_state = excluded.rollback_state, updated_at = excluded.updated_at
 """)  # noqa: S608 - composed of constants
 
 
@@ -180,9 +175,9 @@ async def store_members(
             "lane": lane_id,
             "late": late,
             "now": now,
-            "ids": [member.device_id for member in members],
-            "names": [member.name for member in members],
-            "connectivities": [connectivity(member, now).value for member in members],
+            "ids": column(member.device_id for member in members),
+            "names": column(member.name for member in members),
+            "connectivities": column(connectivity(member, now).value for member in members),
         },
     )
 
@@ -198,27 +193,40 @@ async def count_members(session: AsyncSession, lane_id: UUID) -> int:
     return int(await session.scalar(query, {"lane": lane_id}) or 0)
 
 
+async def lock_counters(session: AsyncSession, lane_id: UUID) -> RowMapping:
+    """Keep others who count the lane's devices waiting until the transaction ends; its deployment and plane.
+
+    Whoever counts looks at the devices in a statement after this one. So it sees them as they are, and none
+    of their rows need be locked: of a lane of a million a hundred have something new to tell.
+    """
+    return (await session.execute(LOCK_COUNTERS, {"lane": lane_id})).mappings().one()
+
+
 async def store_reports(
-    session: AsyncSession, lane: RingDeployment, reports: Sequence[DeviceReport], *, now: datetime
+    session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport], *, now: datetime
 ) -> None:
     """Store a page of reports and move the lane's counters with them. May be repeated.
 
-    Devices that no lane of the deployment on this plane knows are added as late. Locks the device rows in
-    order of their ids, then the lane.
+    Devices that no lane of the deployment on this plane knows are added as late. Locks the lane.
     """
-    values = _given(reports, ROLLOUT_STATES)
-    if not values["ids"]:
+    known = _of_interest(reports, ROLLOUT_STATES)
+    if not known:
         return
-    values |= {"lane": lane.id, "now": now}
-    await session.execute(STORE_REPORTS, values)
-    await session.execute(STORE_LATE, {**values, "deployment": lane.deployment_id, "plane": lane.plane})
+    lane = await lock_counters(session, lane_id)
+    values = {"lane": lane_id, "now": now}
+    told = values | values_of(known.values(), ROLLOUT_STATES)
+    unknown = set(await session.scalars(STORE_REPORTS, told))
+    if unknown:
+        late = [report for device_id, report in known.items() if device_id in unknown]
+        values |= {"deployment": lane["deployment_id"], "plane": lane["plane"]}
+        await session.execute(STORE_LATE, values | values_of(late, ROLLOUT_STATES))
 
 
 async def store_removal(
     session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport], *, now: datetime
 ) -> None:
     """Store a page of what devices say of the version that is being taken back."""
-    values = _given(reports, REMOVAL_STATES)
+    values = values_of(_of_interest(reports, REMOVAL_STATES).values(), REMOVAL_STATES)
     await session.execute(STORE_ROLLBACK, {**values, "lane": lane_id, "now": now, "answered_only": False})
 
 
@@ -229,42 +237,36 @@ async def store_return(
 
     Devices that never answered are left out: for them nothing has been taken back yet.
     """
-    values = _given(reports, RETURN_STATES)
+    values = values_of(_of_interest(reports, RETURN_STATES).values(), RETURN_STATES)
     await session.execute(STORE_ROLLBACK, {**values, "lane": lane_id, "now": now, "answered_only": True})
 
 
-def _given(reports: Sequence[DeviceReport], states: dict[InstallState, DeviceState]) -> dict[str, Any]:
-    known = [report for report in reports if report.state in states]
+def _of_interest(
+    reports: Iterable[DeviceReport], states: dict[InstallState, DeviceState]
+) -> dict[str, DeviceReport]:
+    """Those that say something, by their device as it is kept: the later of two, but an answer stays one."""
+    found: dict[str, DeviceReport] = {}
+    for report in reports:
+        state, device_id = states.get(report.state), storable(report.device_id)
+        if state and (state is not DeviceState.PENDING or device_id not in found):
+            found[device_id] = report
+    return found
+
+
+def values_of(reports: Collection[DeviceReport], states: dict[InstallState, DeviceState]) -> dict[str, Any]:
+    """As ``GIVEN`` takes them."""
     return {
-        "ids": [report.device_id for report in known],
-        "names": [report.name for report in known],
-        "states": [states[report.state].value for report in known],
-        "details": [report.detail for report in known],
-        "codes": [report.error_code for report in known],
+        "ids": column(report.device_id for report in reports),
+        "names": column(report.name for report in reports),
+        "states": column(states[report.state].value for report in reports),
+        "details": column(report.detail for report in reports),
+        "codes": column(report.error_code for report in reports),
     }
 
 
-async def expire(
-    session: AsyncSession, lane_id: UUID, policy: GatePolicy, *, asked_for: timedelta, now: datetime
-) -> None:
-    """Mark devices that stay silent as UNREACHABLE, and those past their class's deadline as FAILED.
-
-    ``asked_for`` is how long the lane has been on its devices, without the time its plane was away.
-    """
-    await session.execute(
-        EXPIRE,
-        {
-            "lane": lane_id,
-            "now": now,
-            "asked_for": asked_for,
-            "kinds": [kind.value for kind in policy.connectivity],
-            "waits": list(policy.connectivity.values()),
-        },
-    )
-
-
 async def forget_failures(session: AsyncSession, lane_id: UUID, *, now: datetime) -> None:
-    """The devices that failed are asked to try again: they have yet to begin."""
+    """The devices that failed are asked to try again: they have yet to begin. Locks the lane."""
+    await lock_counters(session, lane_id)
     await session.execute(FORGET_FAILURES, {"lane": lane_id, "now": now})
 
 
@@ -322,22 +324,24 @@ class DeviceRow:
     position: int
 
 
-PAGE = text("""
+PAGE = """
     SELECT device.device_id, device.name, lane.ring::text AS ring, lane.plane, device.state::text AS state,
         device.detail, device.error_code, device.late, device.rollback_state::text AS rollback_state,
         device.updated_at, lane.position
-    FROM (SELECT id, ring, plane, position FROM ring_deployments
+    FROM (SELECT id, ring, plane, position,
+            CASE WHEN (position, plane) = (:at_position, CAST(:at_plane AS text))
+                THEN CAST(:at_device AS text) ELSE '' END AS after
+          FROM ring_deployments
           WHERE deployment_id = :deployment AND (CAST(:ring AS text) IS NULL OR ring::text = :ring)
             AND (CAST(:plane AS text) IS NULL OR plane = :plane)
             AND (position, plane) >= (:at_position, CAST(:at_plane AS text))) AS lane
     CROSS JOIN LATERAL (
-        SELECT * FROM device_results WHERE lane_id = lane.id
-            AND (CAST(:state AS text) IS NULL OR state = CAST(CAST(:state AS text) AS device_state))
-            AND (device_id > :at_device
-                OR (lane.position, lane.plane) > (:at_position, CAST(:at_plane AS text)))
+        SELECT * FROM device_results WHERE lane_id = lane.id AND device_id > lane.after {state}
         ORDER BY device_id LIMIT :limit) AS device
     ORDER BY lane.position, lane.plane, device.device_id LIMIT :limit
-""")
+"""
+OF_ANY_STATE = text(PAGE.format(state=""))
+OF_ONE_STATE = text(PAGE.format(state="AND state = CAST(CAST(:state AS text) AS device_state)"))
 
 
 async def page(
@@ -355,9 +359,12 @@ async def page(
     Keyset over at most 25 lanes: a page at any depth costs what the first one does.
     """
     position, at_plane, at_device = after or (0, "", "")
-    values = {"deployment": deployment_id, "ring": ring, "plane": plane, "state": state, "limit": limit + 1}
+    values = {"deployment": deployment_id, "ring": ring, "plane": plane, "limit": limit + 1}
     values |= {"at_position": position, "at_plane": at_plane, "at_device": at_device}
-    found = [_as_row(row) for row in (await session.execute(PAGE, values)).mappings()]
+    query = OF_ANY_STATE
+    if state is not None:
+        query, values = OF_ONE_STATE, values | {"state": state}
+    found = [_as_row(row) for row in (await session.execute(query, values)).mappings()]
     more = len(found) > limit
     last = found[limit - 1] if more else None
     return found[:limit], (last.position, last.plane, last.device_id) if last else None

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -108,11 +108,14 @@ async def plan(
 
 async def find_newest(session: AsyncSession, lane: RingDeployment, action: Action) -> Planned:
     """The effect of that kind on the lane that holds: the last confirmed turn, else the last one sent."""
-    query = select(Effect).where(
-        Effect.lane_id == lane.id, Effect.action == action, Effect.state.in_(TOUCHED)
-    )
+    query = select(Effect).where(*_of_lane(lane), Effect.action == action, Effect.state.in_(TOUCHED))
     query = query.order_by((Effect.state == EffectState.CONFIRMED).desc(), Effect.id.desc()).limit(1)
     return as_planned((await session.scalars(query)).one())
+
+
+def _of_lane(lane: RingDeployment) -> tuple[ColumnElement[bool], ...]:
+    """The ledger has an index of deployments, none of lanes."""
+    return Effect.deployment_id == lane.deployment_id, Effect.lane_id == lane.id
 
 
 async def published_id(session: AsyncSession, lane: RingDeployment) -> str:
@@ -125,7 +128,7 @@ async def plan_turn(
     session: AsyncSession, lane: RingDeployment, action: Action, operation_id: UUID
 ) -> Planned:
     """Plan an effect of the lane once more, as another one; an operation that did so before finds its own."""
-    query = select(Effect.operation_id).filter_by(lane_id=lane.id, action=action).order_by(Effect.id)
+    query = select(Effect.operation_id).where(*_of_lane(lane), Effect.action == action).order_by(Effect.id)
     turns = list(await session.scalars(query))
     turn = len(turns) if turns and turns[-1] == operation_id else len(turns) + 1
     return await plan(session, lane, action, operation_id, turn=turn)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurements of one lane: read, stored, judged, acted on."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,17 +8,17 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.connectors.contract import Assignment, DeviceReport, Plane
+from app.connectors.contract import Assignment, Plane
 from app.domain import (
     approvals,
     deployments,
-    devices,
     events,
     guards,
     planner,
     promotion,
     rollback,
     signatures,
+    silence,
 )
 from app.domain.applications import made_on, plane_of
 from app.domain.events import SYSTEM
@@ -27,14 +26,6 @@ from app.domain.facts import Code, Place
 from app.domain.gates import Counts, Judgement, Verdict, judge
 from app.domain.lanes import end_waiting, hold, is_measured, lock_lane
 from app.models import Deployment, LaneStatus, RingDeployment, WayBack
-
-
-async def store_reports(
-    session: AsyncSession, lane_id: UUID, reports: Sequence[DeviceReport], *, now: datetime
-) -> None:
-    """Store one page of what devices say, with the lane's counters. May be repeated."""
-    lane = await session.get_one(RingDeployment, lane_id)
-    await devices.store_reports(session, lane, reports, now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +72,7 @@ async def finish_measure(
     policy = deployments.policy_of(deployment)
     age = now - lane.pushed_at - lane.waited
     asked_for = max(read_since - lane.pushed_at - lane.waited, timedelta(0))
-    await devices.expire(session, lane.id, policy, asked_for=asked_for, now=now)
+    await silence.expire(session, lane.id, policy, asked_for=asked_for, now=now)
     await session.refresh(lane)
     soak(lane, policy.interval(age), now)
     judgement = judge(

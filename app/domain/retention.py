@@ -31,15 +31,18 @@ OLD_OPERATIONS = text("""
             WHERE work.created_at < :before AND work.finished_at < :before
                 AND (deployment.id IS NULL OR deployment.finished_at < :before)
             ORDER BY work.created_at LIMIT :limit))
-        RETURNING id
+        RETURNING id, deployment_id
     ), lanes AS (
         UPDATE ring_deployments SET operation_id = NULL WHERE operation_id IN (SELECT id FROM gone)
+            AND deployment_id IN (SELECT deployment_id FROM gone)
     ), repairs AS (
         UPDATE drifts SET operation_id = NULL WHERE operation_id IN (SELECT id FROM gone)
+            AND deployment_id IN (SELECT deployment_id FROM gone)
     )
     SELECT 1 FROM gone
 """)
-"""Who named one of them last names none now, and may be given other work."""
+"""Who named one of them last names none now, and may be given other work: found by its deployment, which work
+on lanes and repairs always has."""
 
 OLD_DEVICES = text("""
     DELETE FROM device_results WHERE ctid = ANY (ARRAY(
