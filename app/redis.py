@@ -22,6 +22,9 @@ RETRIES, BACK_OFF, BACK_OFF_CAP = 3, 0.05, 0.5
 HASTY_TIMEOUT = 0.25
 MAX_PAYLOAD = 64 * 1024
 
+encode = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: ``json.dumps`` makes an encoder for each text that is not its default form."""
+
 Option = Callable[[str], Any]
 Limits = dict[str, Any]
 
@@ -214,7 +217,7 @@ def _through_sentinels(address: RedisAddress, limits: Limits) -> ArqRedis:
 
 def serialize(job: Any) -> bytes:
     """JSON: what is in the queue must never be able to run code in a worker, as arq's default can."""
-    return json.dumps(job, separators=(",", ":")).encode()
+    return encode(job).encode()
 
 
 def deserialize(payload: bytes) -> Any:

@@ -18,7 +18,7 @@ from app import telemetry
 from app.clock import Clock, SharedClock, begun, system_clock
 from app.domain import outcomes
 from app.domain.operations import KINDS, Kind, OperationKind, Queue
-from app.runtime import database_time, open_runtime, restore_orders
+from app.runtime import collect_less, database_time, open_runtime, restore_orders
 from app.settings import Settings, WorkerSettings
 from workers import (
     ai_tasks,
@@ -99,6 +99,7 @@ async def main(
         runner = Runner(runtime, jobs, ended=outcomes.operation_ended, watchdog=watchdog, kinds=kinds)
         timing = asyncio.create_task(clock.keep(partial(database_time, runtime), known=known))
         await begun(known)
+        collect_less()
         await work(runner, stop, metrics=metrics)
         await end(timing)
 
@@ -106,9 +107,15 @@ async def main(
 async def work(runner: Runner, stop: asyncio.Event, *, metrics: str) -> None:
     """Run operations until ``stop`` is set; then finish or give back what runs."""
     runtime, jobs, watchdog = runner.runtime, runner.jobs, runner.watchdog
-    relay = Relay(runtime, list(jobs), ended=outcomes.operation_ended, rules=schedules.rules(runtime))
-    ringing = [asyncio.create_task(loop) for loop in relay.loops()]
     loops = queue_loops(runner)
+    relay = Relay(
+        runtime,
+        list(jobs),
+        ended=outcomes.operation_ended,
+        rules=schedules.rules(runtime),
+        heard_by=[loop.hear for loop in loops],
+    )
+    ringing = [asyncio.create_task(loop) for loop in relay.loops()]
     hearing = [asyncio.create_task(loop.run()) for loop in loops]
     others = [asyncio.create_task(show_presence(runner, metrics)), asyncio.create_task(watchdog.beat())]
     others.append(asyncio.create_task(restore_orders(runtime)))
@@ -163,15 +170,7 @@ def queue_worker(
     runner: Runner, limits: WorkerSettings, queue: Queue, kinds: list[OperationKind], slots: Slots
 ) -> QueueWorker:
     """A new arq worker for one queue."""
-    return QueueWorker(
-        queue.value,
-        kinds,
-        runner.deliver,
-        slots=slots,
-        redis=runner.runtime.redis,
-        owner=runner.owner,
-        poll=limits.poll,
-    )
+    return QueueWorker(queue.value, kinds, runner, slots=slots, redis=runner.runtime.redis, poll=limits.poll)
 
 
 async def show_presence(runner: Runner, metrics: str) -> None:

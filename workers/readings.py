@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Action, Assignment, Connector, DeviceReport, ReportPage, Target
-from app.domain import devices, leases, measurements
+from app.domain import devices, leases
 from app.models.base import Json
 from workers.context import Job
 
@@ -95,7 +95,7 @@ class Readings:
         """Store what devices report of what was assigned, and move the lane's counters; as ``read``."""
 
         async def store(session: AsyncSession, reports: Sequence[DeviceReport]) -> None:
-            await measurements.store_reports(session, lane_id, reports, now=self._job.runtime.clock())
+            await devices.store_reports(session, lane_id, reports, now=self._job.runtime.clock())
 
         pages = partial(connector.status, Action.ASSIGN, assignment)
         return await self.read(of(Action.ASSIGN, assignment), pages, store)

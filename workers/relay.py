@@ -47,9 +47,12 @@ class Relay:
         *,
         ended: Ended,
         rules: Collection[Rule] = (),
+        heard_by: Collection[Callable[[], None]] = (),
     ) -> None:
+        """``heard_by``: whom to tell in this process that it has rung; the others look by themselves."""
         self._runtime = runtime
         self._rules = rules
+        self._heard_by = heard_by
         self._declared = False
         self._kinds = kinds
         self._ended = ended
@@ -122,6 +125,8 @@ class Relay:
                 await dispatch.undispatch(session, [item.id for item in due])
             raise
         telemetry.wake_ups.inc(len(due))
+        for hear in self._heard_by:
+            hear()
 
     async def _sweep(self) -> None:
         async with self._runtime.transaction() as session:

@@ -9,13 +9,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
@@ -28,8 +28,10 @@ from app.models import OperationStatus
 from app.resilience import deadline, fence
 from app.runtime import Runtime
 from workers import failures
+from workers.claims import Claims
 from workers.context import Again, CancelRequested, Done, Job, JobFunction, Outcome
 from workers.failures import Action, Verdict
+from workers.successes import Successes
 from workers.watchdog import Watchdog
 
 LAST_MOMENTS = 2.0
@@ -39,6 +41,7 @@ FIRST_BEAT = 0.5
 LEASE_TRUST = 0.9
 """Part of a lease after which, without a heartbeat that came through, the work stops by itself."""
 
+T = TypeVar("T")
 log = telemetry.logger(__name__)
 
 
@@ -77,7 +80,9 @@ class Runner:
         self.ended = ended
         self.watchdog = watchdog
         self.owner = owner_name()
-        self._runs: dict[asyncio.Task[None], Run | None] = {}
+        self.successes = Successes(runtime)
+        self._claims = Claims(runtime, self.owner)
+        self._runs: dict[asyncio.Task[Any], Run | None] = {}
         self._stopping = False
 
     @property
@@ -90,10 +95,32 @@ class Runner:
 
         The work outlives a cancelled caller: the queue may be lost, what was claimed is not.
         """
-        task = asyncio.create_task(self._run(operation_id))
+        await asyncio.shield(self._begin(self._run(operation_id)))
+
+    def take(self, operation_ids: Sequence[UUID]) -> "asyncio.Task[list[asyncio.Task[None]]]":
+        """Claim them together and begin to work; the runs. What could not be claimed so is tried alone."""
+        return self._begin(self._take(operation_ids))
+
+    async def _take(self, operation_ids: Sequence[UUID]) -> list[asyncio.Task[None]]:
+        ids = list(dict.fromkeys(operation_ids))
+        if self._stopping:
+            await self._claims.leave_to_others(ids)
+            return []
+        asked = awake()
+        try:
+            claimed = await self._claims.together(ids)
+        except Exception as error:  # noqa: BLE001 - each is tried alone, and hears what is the matter
+            log.warning("not_claimed_together", operations=len(ids), error=repr(error))
+            claimed = {}
+        runs = [self._begin(self._attend(each, asked)) for each in claimed.values()]
+        return runs + [self._begin(self._run(str(each))) for each in ids if each not in claimed]
+
+    def _begin(self, run: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that ``stop`` waits for."""
+        task = asyncio.create_task(run)
         self._runs[task] = None
         task.add_done_callback(self._runs.pop)
-        await asyncio.shield(task)
+        return task
 
     async def stop(self, wait: float) -> None:
         """Claim nothing more, let what runs finish within ``wait`` seconds, give back the rest."""
@@ -107,37 +134,30 @@ class Runner:
             task.cancel()
 
     async def _idle(self, within: float) -> None:
-        if self._runs:
-            await asyncio.wait(self._runs, timeout=within)
+        """Until nothing is claimed and nothing runs: what is being claimed makes new runs."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self._runs:
+                    await asyncio.wait(self._runs)
 
     async def _run(self, operation_id: str) -> None:
         asked = awake()
         try:
-            claimed = None if self._stopping else await self._claim(UUID(operation_id))
+            claimed = None if self._stopping else await self._claims.one(UUID(operation_id))
         except Exception as error:  # noqa: BLE001 - whatever it was: nothing is claimed, so it is rung for again
             log.warning("claim_failed", operation_id=operation_id, error=repr(error))
             return
-        if claimed is None:
-            return
+        if claimed is not None:
+            await self._attend(claimed, asked)
+
+    async def _attend(self, claimed: Claimed, asked: float) -> None:
+        operation_id = str(claimed.id)
         with telemetry.correlated(claimed.correlation_id, operation_id=operation_id, kind=claimed.kind.value):
             run = Run(self, claimed, asked)
             task = asyncio.current_task()
             if task is not None:
                 self._runs[task] = run
             await run.attend()
-
-    async def _claim(self, operation_id: UUID) -> Claimed | None:
-        try:
-            return await self._try_claim(operation_id)
-        except SQLAlchemyError as error:
-            if not failures.is_down(error):
-                raise
-            return await self._try_claim(operation_id)  # the pool knows by now that its connections are dead
-
-    async def _try_claim(self, operation_id: UUID) -> Claimed | None:
-        lease = timedelta(seconds=self.runtime.settings.worker.lease)
-        async with self.runtime.autocommit() as connection:
-            return await leases.claim(connection, operation_id, owner=self.owner, lease=lease)
 
 
 class Run:
@@ -153,6 +173,7 @@ class Run:
         self.renewed = asked
         self.hard_limit = self.kind.hard_limit.total_seconds()
         self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+        self._keeping: asyncio.Task[None] | None = None
 
     def stop(self, reason: Stop) -> None:
         """Have the job cancelled; the first reason counts."""
@@ -165,11 +186,14 @@ class Run:
 
     async def attend(self) -> None:
         """Do the job and write down what became of it."""
-        log.info("operation_started", attempt=self.claimed.attempt, fence=self.claimed.fence)
+        self._say("operation_started", fence=self.claimed.fence)
         telemetry.operations_running.inc()
         work = asyncio.create_task(self._work())
         self._have_watched(work)
-        lease = asyncio.create_task(self._keep_lease())
+        first = min(FIRST_BEAT, self.limits.heartbeat)
+        beating = asyncio.get_running_loop().call_later(
+            first, self._begin_to_beat
+        )  # short work needs no task
         try:
             outcome = await self._record(await self._ending(work))
             self._tell(outcome)
@@ -177,7 +201,9 @@ class Run:
             log.exception("outcome_not_written")  # the lease ends, and a relay takes it from there
         finally:
             telemetry.operations_running.dec()
-            lease.cancel()
+            beating.cancel()
+            if self._keeping is not None:
+                self._keeping.cancel()
             work.cancel()
 
     def _have_watched(self, work: "asyncio.Task[Ending]") -> None:
@@ -196,7 +222,13 @@ class Run:
         seconds = time.monotonic() - self.began
         telemetry.operations_ended.labels(self.claimed.kind.value, outcome).inc()
         telemetry.operation_seconds.labels(self.claimed.kind.value).observe(seconds)
-        log.info("operation_left", outcome=outcome, seconds=round(seconds, 3), attempt=self.claimed.attempt)
+        self._say("operation_left", outcome=outcome, seconds=round(seconds, 3))
+
+    def _say(self, event: str, **facts: str | float) -> None:
+        """To the log, the short way: these two lines are written for each run."""
+        claimed = self.claimed
+        told = {"operation_id": str(claimed.id), "kind": claimed.kind.value, "attempt": claimed.attempt}
+        telemetry.tell(event, logger=__name__, **told, **facts)
 
     async def _work(self) -> Ending:
         job = Job(self.runtime, self.claimed, self.began + self.kind.soft_limit.total_seconds())
@@ -258,10 +290,11 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the process ends either way
             log.warning("not_accused", error=repr(error))
 
+    def _begin_to_beat(self) -> None:
+        self._keeping = asyncio.create_task(self._keep_lease())
+
     async def _keep_lease(self) -> None:
-        wait = min(FIRST_BEAT, self.limits.heartbeat)
         while True:
-            await asyncio.sleep(wait)
             asked = awake()
             try:
                 beat = await self._beat()
@@ -269,13 +302,14 @@ class Run:
                 log.warning("heartbeat_failed", error=repr(error))
                 if not self.holds():
                     return self.stop(Stop.LOST)
-                wait = min(1.0, self.limits.heartbeat)
+                await asyncio.sleep(min(1.0, self.limits.heartbeat))
                 continue
             if beat is Beat.LOST:
                 return self.stop(Stop.LOST)
             if beat is Beat.CANCEL:
                 self.stop(Stop.CANCEL)  # the lease is kept until the job has ended
-            wait, self.renewed = self.limits.heartbeat, asked
+            self.renewed = asked
+            await asyncio.sleep(self.limits.heartbeat)
 
     async def _beat(self) -> Beat:
         lease = timedelta(seconds=self.limits.lease)
@@ -309,8 +343,7 @@ class Run:
 
     async def _write(self, ending: Ending) -> str:
         if isinstance(ending, Done):
-            async with self.runtime.autocommit(guarded=False) as connection:
-                await leases.succeed(connection, self.claimed, ending.result)
+            await self.runner.successes.write(self.claimed, ending.result)
             return OperationStatus.SUCCEEDED.value.lower()
         if ending is Stop.LOST or (isinstance(ending, Verdict) and ending.action is Action.DROP):
             return Stop.LOST.value

@@ -66,18 +66,27 @@ class Beat(StrEnum):
     LOST = "lost"
 
 
+CLAIMABLE = """
+    status IN ('QUEUED', 'WAITING') AND run_after <= clock_timestamp()
+    AND NOT cancel_requested AND (deadline IS NULL OR deadline > clock_timestamp())
+"""
+TAKEN = """
+    status = 'RUNNING', attempt = attempt + 1, fence = fence + 1, version = version + 1, nudged = false,
+    lived = false, started_at = coalesce(started_at, clock_timestamp())
+"""
+SHOWN = """
+    operations.id, kind, subject_type, subject_id, deployment_id, correlation_id, attempt, max_attempts,
+    deferrals, fence, deadline, args, error, checkpoint
+"""
+LEFT = """
+    status = 'SUCCEEDED', error = NULL, lease_owner = NULL, lease_until = NULL, dispatched_at = NULL,
+    cancel_requested = false, finished_at = clock_timestamp(), version = version + 1
+"""
 CLAIM = (
-    text("""
-    UPDATE operations
-    SET status = 'RUNNING', attempt = attempt + 1, fence = fence + 1, version = version + 1, nudged = false,
-        lived = false,
-        lease_owner = :owner, lease_until = clock_timestamp() + :lease,
-        started_at = coalesce(started_at, clock_timestamp())
-    WHERE id = :id AND status IN ('QUEUED', 'WAITING') AND run_after <= clock_timestamp()
-        AND NOT cancel_requested AND (deadline IS NULL OR deadline > clock_timestamp())
-    RETURNING id, kind, subject_type, subject_id, deployment_id, correlation_id, attempt, max_attempts,
-        deferrals, fence, deadline, args, error, checkpoint
-    """)
+    text(
+        f"UPDATE operations SET {TAKEN}, lease_owner = :owner, lease_until = clock_timestamp() + :lease"  # noqa: S608
+        f" WHERE id = :id AND {CLAIMABLE} RETURNING {SHOWN}"
+    )
     .bindparams(bindparam("lease", type_=Interval()))
     .columns(args=JSONB, error=JSONB, checkpoint=JSONB)
 )
@@ -86,12 +95,8 @@ RENEW = text(
     " WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING cancel_requested"
 ).bindparams(bindparam("lease", type_=Interval()))
 SUCCEED = text(
-    """
-    UPDATE operations
-    SET status = 'SUCCEEDED', result = :result, error = NULL, lease_owner = NULL, lease_until = NULL,
-        dispatched_at = NULL, cancel_requested = false, finished_at = clock_timestamp(), version = version + 1
-    WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING id
-    """
+    f"UPDATE operations SET {LEFT}, result = :result"  # noqa: S608
+    " WHERE id = :id AND fence = :fence AND status = 'RUNNING' RETURNING id"
 ).bindparams(bindparam("result", type_=JSONB(none_as_null=True)))
 """Each operation passes these four, so they are written once: building them costs more than running them."""
 ACCUSE = text(

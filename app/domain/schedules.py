@@ -29,7 +29,11 @@ class CatchUp(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One schedule: what each tick enqueues. No tick begins before the work of the one before has ended."""
+    """One schedule: what each tick enqueues. No tick begins before the work of the one before has ended.
+
+    The work has its kind's time, and where the next tick is later than that, until then: what it has left
+    undone at its deadline nobody else would do before.
+    """
 
     name: str
     kind: OperationKind
@@ -98,6 +102,7 @@ async def _deal_with(session: AsyncSession, rule: Rule, row: Row[Any]) -> UUID |
 
 
 async def _enqueue(session: AsyncSession, rule: Rule, at: datetime, operation_id: UUID) -> UUID:
+    lifetime = operations.KINDS[rule.kind].deadline
     return await operations.enqueue(
         session,
         rule.kind,
@@ -105,6 +110,7 @@ async def _enqueue(session: AsyncSession, rule: Rule, at: datetime, operation_id
         subject=rule.subject,
         correlation_id=new_id(),
         args={**rule.args, "tick": at.isoformat()},
+        deadline=None if lifetime is None else max(lifetime, rule.every),
     )
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.connectors.contract import Action
-from app.models.base import Base, Created, Id, Instant, Json, enum_column
+from app.models.base import WRITTEN_OFTEN, Base, Created, Id, Instant, Json, enum_column
 from app.models.deployment import Ring
 
 
@@ -72,6 +72,7 @@ class Operation(Base):
         Index("ix_operations_kind_created", "kind", text("created_at DESC"), text("id DESC")),
         Index("ix_operations_created", text("created_at DESC"), text("id DESC")),
         Index("ix_operations_subject", "subject_type", "subject_id"),
+        WRITTEN_OFTEN,
     )
 
     id: Mapped[Id]
@@ -124,6 +125,7 @@ class Effect(Base):
             "planned_at",
             postgresql_where=text("state IN ('PLANNED', 'SENT', 'UNKNOWN')"),
         ),
+        WRITTEN_OFTEN,
     )
 
     id: Mapped[Id]

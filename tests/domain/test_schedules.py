@@ -72,6 +72,24 @@ async def test_a_tick_enqueues_its_work_once(session: AsyncSession) -> None:
     assert (tick.operation_id, tick.missed) == (operation_id, 0)
 
 
+@pytest.mark.parametrize(
+    ("every", "within"),
+    [(timedelta(minutes=15), HOUR), (HOUR, HOUR), (timedelta(days=7), timedelta(days=7))],
+    ids=["more often than its kind's deadline", "as often", "more rarely: nobody else does it before"],
+)
+async def test_the_work_of_a_tick_has_until_the_next_one_at_least(
+    session: AsyncSession, every: timedelta, within: timedelta
+) -> None:
+    known = await declared(session, rule(every=every), due_since=timedelta(0))
+    before = await now_of(session)
+
+    (operation_id,) = await schedules.tick(session, [known])
+
+    work = await operations.get(session, operation_id)
+    assert work.deadline is not None
+    assert before + within <= work.deadline <= await now_of(session) + within
+
+
 async def test_of_many_schedulers_one_runs_a_tick(runtime: Runtime) -> None:
     async with runtime.transaction() as session:
         known = await declared(session, rule(), due_since=timedelta(0))

@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import undefer
 
 from app.connectors.contract import DeviceReport, InstallState
-from app.domain import accounts, ai_decisions, ai_tasks, conversations, deployments, measurements
+from app.domain import accounts, ai_decisions, ai_tasks, conversations, deployments, devices, measurements
 from app.domain.accounts import Actor
 from app.domain.ai_calls import Allowance
 from app.domain.ai_decisions import Decision
@@ -38,6 +38,7 @@ from sandbox.main import create_app
 from tests.domain.steps import push
 from tests.factories import make_deployment
 from tests.sandbox.stage import Stage
+from tests.wire import PLAIN
 from tests.workers.conftest import product_runner, run_once
 
 SCALE = 0.05
@@ -163,7 +164,7 @@ async def stuck(runtime: Runtime, **overrides: Any) -> UUID:
         (lane,) = deployments.ring_lanes(deployment, Ring.LAB)
         await push(session, lane, *names, now=now)
         assert await measurements.begin_measure(session, lane.id) is not None
-        await measurements.store_reports(session, lane.id, reports(names), now=now)
+        await devices.store_reports(session, lane.id, reports(names), now=now)
         await measurements.finish_measure(session, lane.id, read_since=now, now=now)
         await session.refresh(lane)
         assert lane.status is LaneStatus.HELD
@@ -191,7 +192,7 @@ async def opened(
         stage.app = app
         async with (
             open_runtime(own, process="test") as runtime,
-            httpx.AsyncClient(base_url=stage.url, trust_env=False) as http,
+            httpx.AsyncClient(verify=PLAIN, base_url=stage.url, trust_env=False) as http,
         ):
             author = await actor(runtime, "Alice", Role.PACKAGER)
             approver = await actor(runtime, "Bob", Role.APPROVER)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -183,6 +184,11 @@ class WorkerProcess:
 
     def said(self) -> str:
         return self.log.read_text()
+
+    def has_lost(self) -> bool:
+        """Whether a run of it has learned that its operation is no longer its own."""
+        lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return any(line.get("outcome") == "lost" for line in lines)
 
 
 @dataclass(slots=True)

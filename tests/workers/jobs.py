@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -159,6 +160,12 @@ async def unwritable(_: Job) -> Outcome:
     return Done({"at": object()})
 
 
+async def with_nan(job: Job) -> Outcome:
+    """What Python takes for JSON, and PostgreSQL does not."""
+    await wait_for_gate(job)
+    return Done({"rate": math.nan})
+
+
 async def endless(_: Job) -> Outcome:
     await asyncio.Event().wait()
     raise AssertionError
@@ -168,7 +175,7 @@ ACTS: Mapping[str, Callable[[Job], Awaitable[Outcome]]] = {
     act.__name__: act
     for act in (
         *(effect, gated, deaf, blocks, careful, twice, out_of_service, refused, calls_out, fails_at),
-        *(kept_away, broken, exits, dies, unwritable, endless),
+        *(kept_away, broken, exits, dies, unwritable, with_nan, endless),
     )
 }
 JOBS: Mapping[OperationKind, JobFunction] = MappingProxyType(dict.fromkeys(OperationKind, do))

@@ -26,6 +26,7 @@ from sandbox.main import create_app
 from tests.factories import accept, make_intent
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
+from tests.wire import PLAIN
 from tests.workers.conftest import product_runner, run_once
 
 SCALE = 0.05
@@ -107,7 +108,7 @@ async def opened(
         own = settings.model_copy(update={"sandbox_url": stage.url, **given})
         async with (
             open_runtime(own, process="test") as runtime,
-            httpx.AsyncClient(base_url=stage.url, trust_env=False) as http,
+            httpx.AsyncClient(verify=PLAIN, base_url=stage.url, trust_env=False) as http,
         ):
             made = Rollout(runtime, http, plane=plane)
             await made.fleet()

@@ -36,10 +36,10 @@ WAITS = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND obji
 
 @asynccontextmanager
 async def desk_of(settings: Settings, stage: Stage, *, provider: str = "openai") -> AsyncIterator[Assisted]:
-    """With planes, short waits, and a model of which nothing may come for 0.3 s."""
+    """With planes, short waits, and a model of which nothing may come for 2 s."""
     worker = settings.worker.model_copy(update={"backoff": 0.01})
     hasty = settings.model_copy(update={"worker": worker, "sandbox_url": stage.url})
-    async with opened(hasty, stage, provider=provider, idle_timeout="0.3", first_timeout="0.3") as made:
+    async with opened(hasty, stage, provider=provider, idle_timeout="2", first_timeout="2") as made:
         yield made
 
 

@@ -49,10 +49,10 @@ WORDS = " ".join(f"w{number}" for number in range(1, 31))
 async def assisted(
     settings: Settings, stage: Stage, request: pytest.FixtureRequest
 ) -> AsyncIterator[Assisted]:
-    """Nothing may come for 0.3 s, and waits are short; OpenAI's format unless the test wants another."""
+    """Nothing may come for 2 s, and waits are short; OpenAI's format unless the test wants another."""
     hasty = settings.model_copy(update={"worker": settings.worker.model_copy(update={"backoff": 0.01})})
     provider = getattr(request, "param", "openai")
-    async with opened(hasty, stage, provider=provider, idle_timeout="0.3", first_timeout="0.3") as made:
+    async with opened(hasty, stage, provider=provider, idle_timeout="2", first_timeout="2") as made:
         yield made
 
 
@@ -264,7 +264,7 @@ async def test_an_answer_that_breaks_off_each_time_keeps_what_there_was_of_it(
 
 async def test_an_answer_that_never_ends_is_cut_when_its_time_is_over(assisted: Assisted) -> None:
     await assisted.pace(per_word=0.05)
-    brief = replace(KINDS[KIND], soft_limit=timedelta(seconds=0.8), hard_limit=timedelta(seconds=10))
+    brief = replace(KINDS[KIND], soft_limit=timedelta(seconds=2), hard_limit=timedelta(seconds=20))
     conversation = await assisted.say("[[words 100000]]")
     assert conversation.operation_id is not None
 

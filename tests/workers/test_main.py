@@ -37,4 +37,4 @@ async def test_a_worker_ends_at_whatever_moment_it_is_stopped(settings: Settings
 
 def was_polling(sent: bytes) -> bool:
     """Whether the worker had come as far as its work: it listened, and asked every queue."""
-    return b"LISTEN" in sent and sent.count(b"ZRANGEBYSCORE") >= len({KINDS[kind].queue for kind in JOBS})
+    return b"LISTEN" in sent and sent.count(b"ZPOPMIN") >= len({KINDS[kind].queue for kind in JOBS})

@@ -14,6 +14,7 @@ from app.models import Operation, OperationStatus, Ring
 from app.runtime import Runtime, open_runtime
 from app.settings import Settings
 from sandbox.main import create_app, serving
+from tests.wire import PLAIN
 from tests.workers.conftest import product_runner, run_once
 
 
@@ -60,7 +61,7 @@ async def test_work_for_a_plane_without_settings_waits_and_says_what_is_missing(
 
 
 async def test_the_devices_of_a_target_are_counted(runtime: Runtime, sandbox_url: str) -> None:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(verify=PLAIN, trust_env=False) as http:
         fleet = (await http.get(f"{sandbox_url}/intune/_sandbox/fleet")).json()
     lab = fleet["rings"]["LAB"]
     async with runtime.transaction() as session:
