@@ -98,6 +98,30 @@ async def test_models_and_migrations_agree(engine: AsyncEngine) -> None:
     assert await differences(engine) == []
 
 
+async def storage(engine: AsyncEngine) -> dict[str, set[str]]:
+    """How the database keeps each table for which something was said."""
+    query = text("SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND reloptions IS NOT NULL")
+    async with engine.connect() as connection:
+        rows = await connection.execute(query)
+        return {row.relname: set(row.reloptions) for row in rows if row.relname in TABLES}
+
+
+def storage_of_models() -> dict[str, set[str]]:
+    options = {
+        table.name: table.dialect_options["postgresql"]["with"] for table in Base.metadata.sorted_tables
+    }
+    return {name: {f"{key}={value}" for key, value in said.items()} for name, said in options.items() if said}
+
+
+async def test_models_and_migrations_agree_about_how_tables_are_kept(engine: AsyncEngine) -> None:
+    said = storage_of_models()
+    assert said
+    assert await storage(engine) == said
+
+    await run(engine, command.downgrade, "0013")
+    assert await storage(engine) == {}
+
+
 def constraints() -> Iterator[tuple[str, str | None]]:
     for table in Base.metadata.sorted_tables:
         names = [constraint.name for constraint in table.constraints] + [
