@@ -264,10 +264,18 @@ async def paced(steps: Iterator[int]) -> AsyncGenerator[int, None]:
         yield value
 
 
+def kept_for(spool: Path, name: str) -> list[Path]:
+    """What an upload has in the spool, if there is one. Blocks.
+
+    Not by a pattern: Python would keep each upload's, compiled, in place of those that are used again.
+    """
+    return [path for path in spool.iterdir() if path.name.startswith(f"{name}.")] if spool.is_dir() else []
+
+
 def sweep(spool: Path, name: str, *, older_than: float) -> None:
     """Remove what other uploads left behind that were given up; ``older_than`` in seconds. Blocks."""
     limit = time.time() - older_than
-    for path in spool.glob(f"{name}.*"):
+    for path in kept_for(spool, name):
         path.touch()
     for path in spool.iterdir():
         if (

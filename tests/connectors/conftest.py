@@ -24,6 +24,7 @@ from app.resilience import RetryProfile
 from sandbox.main import create_app
 from tests.connectors.contract_check import CONTRACTS_OF, Recorder
 from tests.sandbox.stage import Stage
+from tests.wire import PLAIN
 
 SCALE = 0.05
 BLOCK = 4096
@@ -39,7 +40,7 @@ class Sandbox:
     recorder: Recorder
     ahead: list[float]
     plane: Plane = Plane.INTUNE
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10))
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(verify=PLAIN, timeout=10))
 
     def advance(self, seconds: float) -> None:
         """Let time pass at the sandbox."""

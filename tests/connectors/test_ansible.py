@@ -61,6 +61,7 @@ async def test_a_template_that_is_not_there_is_named(connect: Connect, make_app:
 async def test_a_job_that_lost_its_limit_is_cancelled_at_once(
     connect: Connect, sandbox: Sandbox, app: App
 ) -> None:
+    sandbox.control("PUT", "fleet", {"rings": {"CANARY": {"delay": [60.0, 120.0]}}})  # what at once means
     connector = connect()
     given = await ready(connector, app, sandbox)
     asked = at_awx(sandbox, "GET", "/job_templates/1/launch/")

@@ -35,8 +35,8 @@ from app.connectors.contract import (
 )
 from app.connectors.intune import wire
 from app.connectors.intune.graph import SERVICE, describe, effect_headers, graph
+from app.connectors.intune.ids import Ids
 from app.connectors.intune.supersedence import Supersedence
-from app.connectors.intune.upload import Pace, Upload
 from app.connectors.rest import Headers, Json
 from app.connectors.services import Services
 from app.connectors.settings import ADDRESS, PlaneSettings
@@ -178,6 +178,11 @@ class Intune(AbsentParts):
         self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
     ) -> AsyncGenerator[UploadProgress, None]:
         """Spool, encrypt, send in blocks, commit and publish; nothing where content is committed already."""
+        from app.connectors.intune.upload import (
+            Pace,
+            Upload,
+        )  # with cryptography, which idle workers do without
+
         pace = Pace(self._settings.block_bytes, self._settings.poll_interval, self._settings.patience)
         secret = self._settings.client_secret.get_secret_value()
         upload = Upload(
@@ -282,7 +287,7 @@ class Intune(AbsentParts):
     async def members(self, target: Target) -> AsyncIterator[Sequence[Member]]:
         """The group's devices that Intune manages; nested groups are followed by Entra.
 
-        Held in memory: one Entra id per device of the group, and one page of managed devices.
+        Held in memory: 8 bytes per device of the group, and one page of managed devices.
         """
         wanted = await self._entra_devices(target)
         fields = "id,deviceName,azureADDeviceId,lastSyncDateTime"
@@ -292,17 +297,17 @@ class Intune(AbsentParts):
             if found:
                 yield found
 
-    async def _entra_devices(self, target: Target) -> set[str]:
+    async def _entra_devices(self, target: Target) -> Ids:
         path = f"/groups/{target.ref}/transitiveMembers"
         pages = self._graph.pages(
             path, params={"$select": "id,deviceId", "$top": str(self._settings.page_rows)}
         )
-        return {
-            str(found["deviceId"]).lower()
-            async for page in pages
-            for found in page
-            if found.get("@odata.type") == wire.DEVICE and found.get("deviceId")
-        }
+        ids = Ids()
+        async for page in pages:
+            for found in page:
+                if found.get("@odata.type") == wire.DEVICE and found.get("deviceId"):
+                    ids.add(str(found["deviceId"]).lower())
+        return ids
 
     def status(
         self, action: Action, assignment: Assignment, *, after: str | None = None

@@ -22,12 +22,13 @@ from app.connectors.intune import wire
 from app.connectors.intune.content import Content, Keys, content_path, make_content, open_content
 from app.connectors.intune.graph import SERVICE, effect_headers
 from app.connectors.rest import Headers, Json, Rest
-from app.connectors.sources import Sources, paced
-from app.resilience import ResilientClient, Safety
+from app.connectors.sources import Sources, kept_for, paced
+from app.resilience import FileBody, ResilientClient, Safety
 from app.resilience.errors import PolicyError, TransientError
 
 READY = {"azureStorageUriRequestSuccess", "azureStorageUriRenewalSuccess"}
 COMMITTED = "commitFileSuccess"
+BINARY = "application/octet-stream"
 SAS_MARGIN = timedelta(seconds=60)
 FRUITLESS_RENEWALS = 2
 
@@ -268,14 +269,15 @@ class Upload:
         """One block; after the last one the list that makes them a blob."""
         joint = "&" if "?" in address else "?"
         if block < total:
-            body = await asyncio.to_thread(_read, content.path, block * self._pace.block, self._pace.block)
+            size = self._pace.block
+            body = FileBody(b"", content.path, b"", BINARY, start=block * size, length=size)
             target = f"{address}{joint}comp=block&blockid={quote(_block_id(block), safe='')}"
-            headers = {**self._headers, "x-ms-blob-type": "BlockBlob"}
+            headers = {**self._headers, **body.headers, "x-ms-blob-type": "BlockBlob"}
+            await self._storage.put(target, headers=headers, extensions={"body": body})
         else:
-            body = _block_list(total)
             target = f"{address}{joint}comp=blocklist"
             headers = {**self._headers, "Content-Type": "application/xml"}
-        await self._storage.put(target, content=body, headers=headers)
+            await self._storage.put(target, content=_block_list(total), headers=headers)
 
     async def _commit(self, state: Checkpoint, content: Content) -> AsyncGenerator[None, None]:
         """Hand over the keys and wait until Intune has checked the content with them."""
@@ -307,7 +309,7 @@ class Upload:
         raise TransientError("Intune has not published the application yet", service=SERVICE)
 
     def _clean(self) -> None:
-        for path in self._sources.spool.glob(f"{self._keys.name}.*"):
+        for path in kept_for(self._sources.spool, self._keys.name):
             path.unlink(missing_ok=True)
 
 
@@ -333,9 +335,3 @@ def _block_id(block: int) -> str:
 def _block_list(total: int) -> bytes:
     latest = "".join(f"<Latest>{_block_id(block)}</Latest>" for block in range(total))
     return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{latest}</BlockList>'.encode()
-
-
-def _read(path: Path, start: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(size)

@@ -337,18 +337,30 @@ class Landscape(AbsentParts):
 
         Who has yet to be served, or could not be, still has an earlier one: nobody changed that.
         """
-        app, changed = assignment.app, dict[str, str]()
+        version = assignment.app.version
+        if await self._others(assignment):
+            unserved = await self._unserved(assignment)
+            # Read again: who was served while the activities were read has the decided version by now.
+            others = await self._others(assignment)
+            version = next((each for device, each in others.items() if device not in unserved), version)
+        return Observed(assigned=True, version=version)
+
+    async def _others(self, assignment: Assignment) -> dict[str, str]:
+        """What computers have in place of the decided version."""
+        found: dict[str, str] = {}
         async for computers in self._packages(assignment):
-            changed |= {
-                device: version for device, version in wire.versions(computers) if version != app.version
-            }
-        for number in _split(assignment.made_id) if changed else ():
+            versions = wire.versions(computers)
+            found |= {device: each for device, each in versions if each != assignment.app.version}
+        return found
+
+    async def _unserved(self, assignment: Assignment) -> set[str]:
+        """The computers that have not installed what they were asked to."""
+        found: set[str] = set()
+        for number in _split(assignment.made_id):
             async for children in self._api.activities(f"parent-id:{number}"):
-                for child in children:
-                    told = wire.report(child, app, Action.ASSIGN)
-                    if told.state is not InstallState.INSTALLED:
-                        changed.pop(told.device_id, None)
-        return Observed(assigned=True, version=next(iter(changed.values()), app.version))
+                told = [wire.report(child, assignment.app, Action.ASSIGN) for child in children]
+                found |= {each.device_id for each in told if each.state is not InstallState.INSTALLED}
+        return found
 
 
 def _joined(made: dict[str, str]) -> str:
