@@ -7,14 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 from uuid import UUID
 
 import typer
 from pydantic import ValidationError
 from setproctitle import setproctitle
 
-from app import assistant_command, audit_command, deployments_command
+from app import assistant_command, audit_command, deployments_command, serving
 from app.errors import ControlPlaneError
 from app.settings import Settings, describe_errors, unknown_variables
 from app.terminal import (
@@ -125,19 +125,13 @@ def api(
     grace: Annotated[int, typer.Option(help="Seconds that open requests get at the end.")] = 20,
 ) -> None:
     """Run the API."""
-    from app.main import serve
-
-    setproctitle("eucora api")
-    serve(Settings(), host=host, port=port, grace=grace)
+    serving.become("api", host, str(port), str(grace))
 
 
 @cli.command()
 def worker() -> None:
     """Run one worker process; start one per core, on as many machines as you like."""
-    from workers.main import run_worker
-
-    setproctitle("eucora worker")
-    run_worker(Settings())
+    serving.become("worker")
 
 
 @cli.command()
@@ -323,16 +317,29 @@ def states() -> None:
     typer.echo(admin.states_text(), nl=False)
 
 
-@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@cli.command(context_settings=FORWARDING)
 def test(arguments: typer.Context) -> None:
     """Run the tests of a checkout, three processes side by side (``-n 0``: one). Arguments go to pytest."""
+    options = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+    become("tests", "pytest", [*options, *arguments.args])
+
+
+@cli.command(context_settings=FORWARDING, add_help_option=False)
+def bench(arguments: typer.Context) -> None:
+    """Measure a checkout beside other libraries (``bench --help``: what there is to measure)."""
+    become("bench", "bench", arguments.args)
+
+
+def become(folder: str, module: str, arguments: list[str]) -> NoReturn:
+    """Run a module in place of this process, in the checkout that has the folder."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / "tests").exists():
-        fail(f"{root} has no tests: they run in a checkout", code=2)
+    if not (root / folder).exists():
+        fail(f"{root} has no {folder}: this runs in a checkout", code=2)
     os.chdir(root)
-    command = [sys.executable, "-m", "pytest", "-n", "3", "--dist", "loadfile"]
-    command += ["--no-loadscope-reorder", *arguments.args]
-    os.execv(sys.executable, command)  # noqa: S606 - an argument list, no shell
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - an argument list, no shell
 
 
 if __name__ == "__main__":

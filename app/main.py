@@ -2,7 +2,6 @@
 """The API process: lifespan, middleware, routers, problems, document."""
 
 import asyncio
-import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,11 +41,10 @@ from app.api.openapi import DESCRIPTION, TAGS, document
 from app.api.problems import HANDLERS
 from app.api.reference import add_reference
 from app.clock import SharedClock, begun
-from app.runtime import check_settings, database_time, keep_policy, open_runtime, restore_orders
+from app.runtime import check_settings, collect_less, database_time, keep_policy, open_runtime, restore_orders
 from app.settings import Settings
 
 VERSION = "0.1.0"
-PREFIX = "/api/v1"
 STARTING = 2.0
 """Seconds for which a database that does not answer may keep the API from being there."""
 ROUTERS = (
@@ -69,6 +67,7 @@ ROUTERS = (
     conversations.router,
     ai_tasks.router,
     health.router,
+    health.metrics_router,
 )
 
 
@@ -117,8 +116,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     for router in ROUTERS:
-        app.include_router(router, prefix=PREFIX)
-    app.include_router(health.metrics_router)
+        # As they are: include_router would build each route again when it is first asked for, and keep both.
+        app.router.routes.extend(router.routes)
     add_reference(app)
     return app
 
@@ -141,10 +140,9 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Open the application and listen. What is there now lives as long as the process: no garbage."""
+        """Open the application and listen."""
         await super().startup(sockets)
-        gc.collect()
-        gc.freeze()
+        collect_less()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop listening, finish what is open, close."""

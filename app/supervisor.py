@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import SecretStr
 
 import app
-from app import admin, examples
+from app import admin, examples, serving
 from app.children import Child, ChildFailed, Recipe, Report, say_yes, stop_leftovers
 from app.connectors.catalogue import MANIFESTS
 from app.data_folder import DataFolder, open_data_folder
@@ -228,35 +228,36 @@ def free_port() -> int:
 def api_recipe(place: DataFolder, settings: Settings, port: int) -> Recipe:
     """How the API is run; ready when it says it lives."""
     ready = functools.partial(http_answers, port, "/api/v1/health/live")
-    arguments = ("api", "--port", str(port), "--grace", str(API_GRACE))
-    return eucora_recipe(place, settings, "api", arguments, PATIENCE_API, ready=ready)
+    command = serving.command("api", HOST, str(port), str(API_GRACE))
+    return eucora_recipe(place, settings, "api", command, PATIENCE_API, ready=ready)
 
 
 def worker_recipe(place: DataFolder, settings: Settings, number: int) -> Recipe:
     """How a worker is run."""
-    return eucora_recipe(place, settings, f"worker-{number}", ("worker",), PATIENCE_WORKER)
+    return eucora_recipe(place, settings, f"worker-{number}", serving.command("worker"), PATIENCE_WORKER)
 
 
 def sandbox_recipe(place: DataFolder, settings: Settings, port: int) -> Recipe:
     """How the sandbox is run; ready when it says it is well."""
     arguments = ("sandbox", "--port", str(port), "--state", str(place.path / "sandbox.json"))
+    command = (sys.executable, "-m", "app.cli", *arguments)
     ready = functools.partial(http_answers, port, "/health")
-    return eucora_recipe(place, settings, "sandbox", arguments, PATIENCE_SANDBOX, ready=ready)
+    return eucora_recipe(place, settings, "sandbox", command, PATIENCE_SANDBOX, ready=ready)
 
 
 def eucora_recipe(
     place: DataFolder,
     settings: Settings,
     name: str,
-    arguments: tuple[str, ...],
+    command: tuple[str, ...],
     patience: float,
     *,
     ready: Callable[[], Awaitable[bool]] = say_yes,
 ) -> Recipe:
-    """One of our own commands as a child."""
+    """One of our own processes as a child."""
     return Recipe(
         name=name,
-        command=(sys.executable, "-m", "app.cli", *arguments),
+        command=command,
         folder=Path.cwd(),
         run=place.run,
         logs=place.logs,

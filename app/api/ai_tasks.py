@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.api.dependencies import CallDep, Order, OrderDep, RuntimeDep, SessionDep
 from app.api.operations import FailureRead
 from app.api.paging import CursorKey, Newest, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import (
     Command,
     Count,
@@ -35,7 +35,7 @@ from app.models import ActionOutcome, AiAction, AiTask, AiTaskKind, AiTaskStatus
 from app.models.base import Json
 from app.security import Permission
 
-router = APIRouter(prefix="/ai/tasks", tags=["ai"], route_class=Route)
+router = APIRouter(prefix=V1 + "/ai/tasks", tags=["ai"], route_class=Route)
 
 TaskId = Annotated[UUID, Path(description="The task's id.")]
 NEWEST: CursorKey[tuple[datetime, UUID]] = CursorKey(Newest)
@@ -186,7 +186,7 @@ async def create_ai_task(
         allowance=assistant.allowance,
         now=runtime.clock(),
     )
-    return tagged(await shown(session, row), 202, location=f"/api/v1/ai/tasks/{row.id}")
+    return tagged(await shown(session, row), 202, location=f"{V1}/ai/tasks/{row.id}")
 
 
 @router.get("", response_model=TaskPage, summary="List tasks of the assistant, newest first")

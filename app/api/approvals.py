@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import OrderDep, SessionDep
 from app.api.paging import CursorKey, Newest, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import (
     Digest,
     Given,
@@ -30,7 +30,7 @@ from app.domain.board import ExceptionGiven, Verdict
 from app.models import Approval, ApprovalStatus, Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/approvals", tags=["approvals"], route_class=Route)
+router = APIRouter(prefix=V1 + "/approvals", tags=["approvals"], route_class=Route)
 
 ApprovalId = Annotated[UUID, Path(description="The request's id.")]
 NEWEST: CursorKey[tuple[datetime, UUID]] = CursorKey(Newest)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.api.dependencies import RuntimeDep, SessionDep
 from app.api.deployments import DeploymentId
 from app.api.paging import CursorKey, Page, PageDep, PageRequest
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import MAX_COUNT, Count, Label, Message, Shown, as_json
 from app.connectors.contract import Plane
 from app.domain import blockers, deployments, signatures
@@ -20,7 +20,7 @@ from app.domain.facts import Code, Who
 from app.models import Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments/{deployment_id}", tags=["deployments"], route_class=Route)
+router = APIRouter(prefix=V1 + "/deployments/{deployment_id}", tags=["deployments"], route_class=Route)
 
 IN_ORDER: CursorKey[int] = CursorKey(Annotated[int, Field(ge=0, le=MAX_COUNT)])
 Item = TypeVar("Item")

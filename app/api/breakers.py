@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import CallDep, RuntimeDep, SessionDep
 from app.api.paging import CursorKey, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import MAX_COUNT, Command, Count, Instant, Label, Message, Object, Shown, as_json
 from app.domain import breakers
 from app.domain.breakers import Order
@@ -21,7 +21,7 @@ from app.resilience.classify import DATABASE
 from app.resilience.status import FORCED, ClientPolicy, StandingOrder
 from app.security import Permission
 
-router = APIRouter(prefix="/breakers", tags=["breakers"], route_class=Route)
+router = APIRouter(prefix=V1 + "/breakers", tags=["breakers"], route_class=Route)
 
 IN_ORDER: CursorKey[str] = CursorKey(str)
 NEWEST: CursorKey[UUID] = CursorKey(UUID)

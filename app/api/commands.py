@@ -9,14 +9,14 @@ from starlette.responses import Response
 
 from app.api.dependencies import Order, OrderDep, ServiceDep
 from app.api.deployments import DeploymentId, DeploymentRead
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Command, Given, Instant, Reason, tagged
 from app.domain import commands, promotion, retries, rollback
 from app.domain.promotion import Override
 from app.models import Deployment
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=Route)
+router = APIRouter(prefix=V1 + "/deployments", tags=["deployments"], route_class=Route)
 
 
 class OverrideGiven(Given):

@@ -18,7 +18,7 @@ from app.api.dependencies import CallDep, ExpectedVersion, RuntimeDep, ServiceDe
 from app.api.events import LIVE
 from app.api.operations import FailureRead
 from app.api.paging import CursorKey, Newest, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import CONTENT_FORM, Count, Given, Label, Message, ResourceVersion, Shown, as_json, tagged
 from app.api.streams import EventStream, Watched, Watcher, by_itself, message
 from app.domain import conversations, listening
@@ -28,7 +28,7 @@ from app.models import Conversation, MessageRole, MessageStatus
 from app.models import Message as Row
 from app.security import Permission
 
-router = APIRouter(prefix="/ai/conversations", tags=["ai"], route_class=Route)
+router = APIRouter(prefix=V1 + "/ai/conversations", tags=["ai"], route_class=Route)
 
 ConversationId = Annotated[UUID, Path(description="The conversation's id.")]
 NEWEST: CursorKey[tuple[datetime, UUID]] = CursorKey(Newest)
@@ -139,7 +139,7 @@ async def shown(session: AsyncSession, row: Conversation, *, newest: int | None 
 async def accepted(session: AsyncSession, row: Conversation) -> Response:
     """The answer to something said, which is kept for its repetitions: it will be answered."""
     body = await shown(session, row, newest=NEWEST_SHOWN)
-    return tagged(body, 202, location=f"/api/v1/ai/conversations/{row.id}")
+    return tagged(body, 202, location=f"{V1}/ai/conversations/{row.id}")
 
 
 @router.post(

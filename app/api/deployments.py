@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import SessionDep
 from app.api.paging import CursorKey, Newest, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import (
     Count,
     Criticality,
@@ -29,7 +29,7 @@ from app.domain.deployments import Filters
 from app.models import DeploymentStatus, LaneStatus, Promotion, Ring, WayBack
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=Route)
+router = APIRouter(prefix=V1 + "/deployments", tags=["deployments"], route_class=Route)
 
 DeploymentId = Annotated[UUID, Path(description="The deployment's id.")]
 NEWEST: CursorKey[tuple[datetime, UUID]] = CursorKey(Newest)

@@ -11,14 +11,16 @@ from starlette.responses import Response
 from app.api.dependencies import SessionDep
 from app.api.deployments import DeploymentId
 from app.api.paging import CursorKey, Page, PageDep, Text
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Message, Shown, as_json
 from app.connectors.contract import Plane
 from app.domain import deployments, devices
 from app.models import DeviceState, Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments/{deployment_id}/devices", tags=["deployments"], route_class=Route)
+router = APIRouter(
+    prefix=V1 + "/deployments/{deployment_id}/devices", tags=["deployments"], route_class=Route
+)
 
 Position = Annotated[int, Field(ge=0, le=len(Ring))]
 BY_LANE: CursorKey[tuple[int, str, str]] = CursorKey(tuple[Position, Text, Text])

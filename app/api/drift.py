@@ -11,14 +11,14 @@ from starlette.responses import Response
 
 from app.api.dependencies import SessionDep
 from app.api.paging import CursorKey, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Count, Message, Object, ResourceVersion, Shown, as_json, tagged
 from app.connectors.contract import Plane
 from app.domain import drift
 from app.models import Drift, DriftStatus, DriftType, Ring, Severity
 from app.security import Permission
 
-router = APIRouter(prefix="/drift", tags=["drift"], route_class=Route)
+router = APIRouter(prefix=V1 + "/drift", tags=["drift"], route_class=Route)
 
 DriftId = Annotated[UUID, Path(description="The difference's id.")]
 NEWEST: CursorKey[UUID] = CursorKey(UUID)

@@ -13,14 +13,16 @@ from app.api.dependencies import SessionDep
 from app.api.deployments import DeploymentId
 from app.api.operations import FailureRead
 from app.api.paging import CursorKey, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Shown, as_json
 from app.connectors.contract import Action, Plane
 from app.domain import deployments, effects
 from app.models import EffectState, Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments/{deployment_id}/effects", tags=["deployments"], route_class=Route)
+router = APIRouter(
+    prefix=V1 + "/deployments/{deployment_id}/effects", tags=["deployments"], route_class=Route
+)
 
 PLANNED: CursorKey[UUID] = CursorKey(UUID)
 

@@ -14,14 +14,14 @@ from starlette.responses import Response
 from app.api.dependencies import ServiceDep, SessionDep
 from app.api.deployments import DeploymentId
 from app.api.paging import CursorKey, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import MAX_COUNT, Label, Object, Shown, as_json
 from app.api.streams import BATCH, STREAM, EventStream, Watched, Watcher, message
 from app.domain import deployments, events
 from app.models import Event
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments/{deployment_id}/events", tags=["deployments"], route_class=Route)
+router = APIRouter(prefix=V1 + "/deployments/{deployment_id}/events", tags=["deployments"], route_class=Route)
 
 Number = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 BY_SEQUENCE: CursorKey[int] = CursorKey(Number)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import CallDep, Service, ServiceDep, SessionDep
 from app.api.intents import DeploymentCreate, surroundings
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import DIGEST_FORM, MAX_COUNT, Count, Label, Message, Shown
 from app.connectors.contract import Plane
 from app.domain import budgets, forecast, freezes, intents
@@ -23,7 +23,7 @@ from app.models import Ring, WayBack
 from app.resilience import BreakerState
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=Route)
+router = APIRouter(prefix=V1 + "/deployments", tags=["deployments"], route_class=Route)
 
 Offset = Annotated[float | None, Field(ge=0, le=MAX_COUNT, description="Seconds from the beginning.")]
 AWAY = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.ISOLATED})

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import CallDep, ExpectedVersion, RuntimeDep, SessionDep
 from app.api.paging import CursorKey, Page, PageDep, Text
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import (
     HOUR_FORM,
     Given,
@@ -31,7 +31,7 @@ from app.errors import FieldError, Invalid
 from app.models import MaintenanceWindow, Ring
 from app.security import Permission
 
-router = APIRouter(tags=["freezes"], route_class=Route)
+router = APIRouter(prefix=V1, tags=["freezes"], route_class=Route)
 
 FreezeId = Annotated[UUID, Path(description="The freeze's id.")]
 NEWEST: CursorKey[UUID] = CursorKey(UUID)
@@ -175,7 +175,7 @@ async def create_freeze(
     """What has begun goes on; nothing new begins, and a rollback does. Deployments say that they wait."""
     row = await freezes.create(session, body.to_span(), actor=call.actor.name, now=runtime.clock())
     call.tell("create_freeze", row.id, None)
-    location = f"/api/v1/freezes/{row.id}"
+    location = f"{V1}/freezes/{row.id}"
     return tagged(FreezeRead.model_validate(row), 201, location=location)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.api.dependencies import SessionDep
 from app.api.deployments import DeploymentId
 from app.api.paging import CursorKey, Page, PageDep, Text
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import MAX_COUNT, MAX_VERSION, Label, Message, ResourceVersion, Shown, as_json
 from app.connectors.contract import Plane
 from app.domain import deployments, gates, policies
@@ -20,7 +20,7 @@ from app.domain.policies import GatePolicy
 from app.models import Connectivity, Deployment, Ring, RingDeployment, StoredPolicy
 from app.security import Permission
 
-router = APIRouter(route_class=Route)
+router = APIRouter(prefix=V1, route_class=Route)
 
 BY_NAME: CursorKey[tuple[str, int]] = CursorKey(tuple[Text, Annotated[int, Field(ge=0, le=MAX_VERSION)]])
 BY_LANE: CursorKey[int] = CursorKey(Annotated[int, Field(ge=0, le=1000)])

@@ -15,13 +15,13 @@ from starlette.responses import Response
 
 from app import telemetry
 from app.api.dependencies import RuntimeDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Message, Shown, as_json
 from app.resilience.errors import CallError
 from app.runtime import Runtime
 from app.security import Permission
 
-router = APIRouter(prefix="/health", tags=["health"], route_class=Route)
+router = APIRouter(prefix=V1 + "/health", tags=["health"], route_class=Route)
 metrics_router = APIRouter(tags=["health"], route_class=Route)
 
 PATIENCE = 2.0

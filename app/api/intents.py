@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import Call, Service
 from app.api.deployments import DeploymentRead
-from app.api.routing import DirectRoute, replay, requires
+from app.api.routing import V1, DirectRoute, replay, requires
 from app.api.schema import MAX_COUNT, Criticality, Given, Instant, Name, Rate, Version
 from app.connectors.contract import Package, Plane
 from app.domain import intents, risk, rollout
@@ -24,7 +24,7 @@ from app.errors import FieldError, IdempotencyKeyRequired, Invalid
 from app.models import LaneStatus, Promotion, Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=DirectRoute)
+router = APIRouter(prefix=V1 + "/deployments", tags=["deployments"], route_class=DirectRoute)
 
 
 class RiskFactors(Given):
@@ -235,7 +235,7 @@ def accepted(plan: Plan, submitted_by: str, now: datetime) -> StoredAnswer:
             for lane in sorted(plan.lanes, key=lambda lane: (rollout.RINGS.index(lane.ring), lane.plane))
         ],
     }
-    headers = {"Location": f"/api/v1/deployments/{plan.id}", "ETag": '"1"'}
+    headers = {"Location": f"{V1}/deployments/{plan.id}", "ETag": '"1"'}
     return StoredAnswer(202, headers, to_json(body))
 
 

@@ -11,14 +11,14 @@ from starlette.responses import Response
 
 from app.api.dependencies import CallDep, ExpectedVersion, SessionDep
 from app.api.paging import CursorKey, Newest, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Command, Count, Label, Message, Object, ResourceVersion, Shown, as_json, tagged
 from app.domain import operations, outcomes
 from app.domain.operations import OPEN, OperationKind
 from app.models import Operation, OperationStatus
 from app.security import Permission
 
-router = APIRouter(prefix="/operations", tags=["operations"], route_class=Route)
+router = APIRouter(prefix=V1 + "/operations", tags=["operations"], route_class=Route)
 
 OperationId = Annotated[UUID, Path(description="The operation's id.")]
 NEWEST: CursorKey[tuple[datetime, UUID]] = CursorKey(Newest)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import CallDep, RuntimeDep, SessionDep
 from app.api.paging import CursorKey, Page, PageDep
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Command, Count, Label, Message, Shown, as_json
 from app.connectors.catalogue import MANIFESTS
 from app.connectors.contract import Capability, PackageKind, Plane, TargetKind
@@ -19,7 +19,7 @@ from app.errors import FieldError, PlaneNotConfigured
 from app.runtime import Runtime
 from app.security import Permission
 
-router = APIRouter(prefix="/planes", tags=["planes"], route_class=Route)
+router = APIRouter(prefix=V1 + "/planes", tags=["planes"], route_class=Route)
 
 IN_ORDER: CursorKey[Plane] = CursorKey(Plane)
 NO_CONNECTOR = "it has no connector in this release"

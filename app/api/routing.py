@@ -33,10 +33,14 @@ from app.errors import (
 )
 from app.security import Permission
 
+V1 = "/api/v1"
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 BEARER = re.compile(r"bearer +([\x21-\x7e]{1,500}) *", re.IGNORECASE)
 KEPT_HEADERS = ("location", "etag")
 """Response headers that belong to an answer and are stored with it."""
+
+ALWAYS = HTTPStatus.INTERNAL_SERVER_ERROR
+"""What any route can answer."""
 
 BODIES: tuple[set[str], ...] = ({"POST"}, {"PUT"})
 
@@ -72,9 +76,11 @@ class Route(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self.rules = DECLARED[endpoint]
         options["operation_id"] = endpoint.__name__
+        options["responses"] = {ALWAYS: described(ALWAYS), **(options.get("responses") or {})}
         super().__init__(path, endpoint, **options)
         for status in self.refusals():
-            self.responses.setdefault(status, {**PROBLEM, "description": HTTPStatus(status).phrase})
+            self.responses.setdefault(status, described(status))
+            self.response_fields.setdefault(status, self.response_fields[ALWAYS])
         self.openapi_extra = {**self._extra_document(), **(self.openapi_extra or {})}
 
     def get_route_handler(self) -> Answering:
@@ -107,7 +113,7 @@ class Route(APIRoute):
 
     def refusals(self) -> list[int]:
         """The error statuses this route can give, whatever its handler does."""
-        found = {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.INTERNAL_SERVER_ERROR}
+        found = {HTTPStatus.UNPROCESSABLE_ENTITY, ALWAYS}
         if self.rules.permission is not Permission.PUBLIC:
             found |= {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE}
         if self.param_convertors:
@@ -276,6 +282,13 @@ PROBLEM: dict[str, Any] = {
     "model": Problem,
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
+
+
+def described(status: int) -> dict[str, Any]:
+    """How the document tells of a problem with this status."""
+    return {**PROBLEM, "description": HTTPStatus(status).phrase}
+
+
 CORRELATION_HEADER: dict[str, Any] = {
     "name": "X-Correlation-ID",
     "in": "header",

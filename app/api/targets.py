@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import CallDep, ExpectedVersion, ServiceDep, SessionDep
 from app.api.paging import CursorKey, Page, PageDep, Text
-from app.api.routing import Route, requires
+from app.api.routing import V1, Route, requires
 from app.api.schema import Count, Given, ResourceVersion, Shown, as_json, tagged
 from app.connectors.contract import Plane, Target, TargetKind
 from app.connectors.packages import Text as Reference
@@ -19,7 +19,7 @@ from app.domain import pushes, targets
 from app.models import Ring
 from app.security import Permission
 
-router = APIRouter(prefix="/targets", tags=["targets"], route_class=Route)
+router = APIRouter(prefix=V1 + "/targets", tags=["targets"], route_class=Route)
 
 BY_LANE: CursorKey[tuple[str, Ring]] = CursorKey(tuple[Text, Ring])
 
