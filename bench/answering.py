@@ -11,7 +11,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 
 
 class Answering(asyncio.Protocol):
-    """One connection; requests have no body."""
+    """One connection; a request may have a body, if it says how long."""
 
     counted = 0
 
@@ -22,18 +22,31 @@ class Answering(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer each whole request."""
-        *requests, self._rest = (self._rest + data).split(b"\r\n\r\n")
-        for request in requests:
-            if request.startswith(b"GET /count"):
-                body = str(Answering.counted).encode()
-                self._write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-            else:
-                Answering.counted += 1
-                self._write(ANSWER)
+        self._rest += data
+        while (head := self._rest.find(b"\r\n\r\n") + 4) > 3:
+            size = head + body_length(self._rest[:head])
+            if len(self._rest) < size:
+                return
+            request, self._rest = self._rest[:size], self._rest[size:]
+            self._answer(request)
+
+    def _answer(self, request: bytes) -> None:
+        if request.startswith(b"GET /count"):
+            body = str(Answering.counted).encode()
+            self._write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        else:
+            Answering.counted += 1
+            self._write(ANSWER)
 
     def _write(self, answer: bytes) -> None:
         assert isinstance(self._transport, asyncio.WriteTransport)
         self._transport.write(answer)
+
+
+def body_length(head: bytes) -> int:
+    """What the head of a request says of its body."""
+    _, found, rest = head.lower().partition(b"\r\ncontent-length:")
+    return int(rest[: rest.index(b"\r")]) if found else 0
 
 
 @dataclass(frozen=True, slots=True)

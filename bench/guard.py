@@ -1,48 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers around a call cost: beside nothing, beside other libraries, and over real HTTP.
+"""What the layers around a call cost: beside nothing, and beside the libraries that they stand in for.
 
-``python -m bench.guard``; ``--json`` prints one document. All of it is measured in one run, in alternating
-rounds; the figures are medians, and only those of one run may be compared.
+Each contender awaits the same function, which returns at once; what that takes alone is taken off in the same
+round. ``app.resilience.call`` is the way of calls that are not HTTP, the guard what both ways go through.
 """
 
-import argparse
 import asyncio
-import json
-import os
 import statistics
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import aiobreaker
-import httpx
-import purgatory
-import stamina
-from httpx_aiohttp import AiohttpTransport
 from redis.asyncio import Redis
-from rich.console import Console
-from rich.table import Table
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from app.embedded import embedded_valkey
 from app.redis import open_hasty_redis
-from app.resilience import DEFAULT_RETRY, Breakers, Safety, call, create_resilient_client
+from app.resilience import DEFAULT_RETRY, Breakers, Safety, call
 from app.resilience.guard import Attempt
 from app.resilience.registry import in_use
-from bench.answering import answering
+from bench.report import Comparison, Goal, Report
+from bench.rounds import Once, Size, alternate
 from tests.servers import scratch_data_folder
 
-ROUNDS = 9
-CALLS = 3000
-REQUESTS = 1500
-CONCURRENCIES = (1, 32)
+OURS, THREE, BARE = "this product's guard", "timeout + aiobreaker + tenacity", "bare await"
 SERVICE = "intune"
 
-Once = Callable[[], Awaitable[Any]]
-Json = dict[str, Any]
+Call = Callable[[], Awaitable[Any]]
+
+
+async def measure(size: Size) -> Report:
+    """Microseconds, and whether Redis is asked while calls succeed."""
+    report = Report("guard")
+    breakers, count = Breakers(), size.of(20_000, 300)
+    with in_use(breakers):
+        compared: dict[str, Once] = {
+            name: partial(microseconds, each, count) for name, each in contenders(breakers, size).items()
+        }
+        for once in compared.values():
+            await once()
+        found = added(await alternate(compared, size.rounds))
+    comparison = Comparison("added to a call that succeeds at once", "µs", found, THREE)
+    report.comparisons.append(comparison)
+    report.goals.append(
+        Goal("the guard's own time", statistics.median(found[OURS]), 22, 10, unit="µs", at_most=True)
+    )
+    report.notes.append(await asked_of_redis(size.of(200_000, 2000)))
+    return report
+
+
+def added(seen: dict[str, list[float]]) -> dict[str, list[float]]:
+    """What is left of each when the bare call of the same round is taken off."""
+    bare = seen.pop(BARE)
+    return {
+        name: [one - nothing for one, nothing in zip(each, bare, strict=True)] for name, each in seen.items()
+    }
+
+
+async def microseconds(once: Call, count: int) -> float:
+    """Of one call, on average of so many in a row; of the processor's time, for nothing here waits."""
+    began = time.process_time()
+    for _ in range(count):
+        if await once() != 1:
+            raise SystemExit("a call was not made: nothing was measured")
+    return (time.process_time() - began) / count * 1e6
 
 
 async def nothing() -> int:
@@ -55,33 +79,9 @@ async def nothing_tried(_: Attempt) -> int:
     return 1
 
 
-def stacks(breakers: Breakers) -> dict[str, Once]:
+def contenders(breakers: Breakers, size: Size) -> dict[str, Call]:
     """What is compared, by name; each makes one call."""
-    breaker = aiobreaker.CircuitBreaker(fail_max=5, timeout_duration=timedelta(seconds=60))
-    circuits = purgatory.AsyncCircuitBreakerFactory(default_threshold=5, default_ttl=60)
     guard = breakers.guard(SERVICE)
-
-    async def timed() -> int:
-        async with asyncio.timeout(30):
-            return await nothing()
-
-    async def broken_by_aiobreaker() -> Any:
-        return await breaker.call_async(nothing)
-
-    async def retried_by_tenacity() -> Any:
-        return await retrying()(nothing)
-
-    async def all_three() -> Any:
-        async def attempt() -> Any:
-            return await breaker.call_async(timed)
-
-        return await retrying()(attempt)
-
-    async def by_purgatory() -> int:
-        async with await circuits.get_breaker(SERVICE):
-            return await nothing()
-
-    by_stamina: Once = stamina.retry(on=ConnectionError, attempts=3)(nothing)
 
     async def guarded() -> int:
         return await guard.run(nothing_tried, safety=Safety.IDEMPOTENT, profile=DEFAULT_RETRY)
@@ -90,16 +90,35 @@ def stacks(breakers: Breakers) -> dict[str, Once]:
         return await call(SERVICE, nothing)
 
     return {
-        "bare await": nothing,
-        "asyncio.timeout": timed,
-        "aiobreaker": broken_by_aiobreaker,
-        "tenacity": retried_by_tenacity,
-        "timeout + aiobreaker + tenacity": all_three,
-        "purgatory": by_purgatory,
-        "stamina": by_stamina,
-        "this product's guard": guarded,
-        "app.resilience.call": called,
+        BARE: nothing,
+        **libraries(),
+        **(peers() if size.peers else {}),
+        OURS: guarded,
+        "app.resilience.call of this product": called,
     }
+
+
+def libraries() -> dict[str, Call]:
+    """The parts that a stack is usually built of, and one built of them."""
+    breaker = aiobreaker.CircuitBreaker(fail_max=5, timeout_duration=timedelta(seconds=60))
+
+    async def timed() -> int:
+        async with asyncio.timeout(30):
+            return await nothing()
+
+    async def broken() -> Any:
+        return await breaker.call_async(nothing)
+
+    async def retried() -> Any:
+        return await retrying()(nothing)
+
+    async def all_three() -> Any:
+        async def attempt() -> Any:
+            return await breaker.call_async(timed)
+
+        return await retrying()(attempt)
+
+    return {"asyncio.timeout": timed, "aiobreaker": broken, "tenacity": retried, THREE: all_three}
 
 
 def retrying() -> AsyncRetrying:
@@ -112,98 +131,44 @@ def retrying() -> AsyncRetrying:
     )
 
 
-async def microseconds(once: Once, calls: int) -> float:
-    """Of one call, on average of so many in a row."""
-    began = time.perf_counter()
-    for _ in range(calls):
-        await once()
-    return (time.perf_counter() - began) / calls * 1e6
+def peers() -> dict[str, Call]:
+    """A breaker and a way to retry of others."""
+    import purgatory
+    import stamina
+
+    circuits = purgatory.AsyncCircuitBreakerFactory(default_threshold=5, default_ttl=60)
+
+    async def by_purgatory() -> int:
+        async with await circuits.get_breaker(SERVICE):
+            return await nothing()
+
+    by_stamina: Call = stamina.retry(on=ConnectionError, attempts=3)(nothing)
+    return {"purgatory": by_purgatory, "stamina": by_stamina}
 
 
-async def overhead() -> Json:
-    """Microseconds of pure Python that each stack adds to a bare call."""
-    breakers = Breakers()
-    seen: dict[str, list[float]] = {}
-    with in_use(breakers):
-        compared = stacks(breakers)
-        for _ in range(ROUNDS):
-            for name, once in compared.items():
-                seen.setdefault(name, []).append(await microseconds(once, CALLS))
-    bare = statistics.median(seen["bare await"])
-    return {name: round(statistics.median(each) - bare, 2) for name, each in seen.items()}
+async def asked_of_redis(count: int) -> str:
+    """How many scripts Redis ran while a connected process made so many calls: only the beat's.
 
-
-@contextmanager
-def quiet_environment() -> Iterator[None]:
-    """No proxy of this machine's stands between the clients and the server."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
-
-
-async def over_http() -> Json:
-    """Requests per second of each client, at one and at many callers; the server counts what came."""
-    found: Json = {}
-    with quiet_environment(), in_use(Breakers()):
-        async with answering() as server, AsyncExitStack() as stack:
-            clients = {
-                "httpx": httpx.AsyncClient(base_url=server.url, limits=httpx.Limits(max_connections=32)),
-                "httpx over aiohttp": httpx.AsyncClient(base_url=server.url, transport=AiohttpTransport()),
-                "this product's client": create_resilient_client(
-                    SERVICE, base_url=server.url, max_concurrency=32
-                ),
-            }
-            for client in clients.values():
-                await stack.enter_async_context(client)
-            for callers in CONCURRENCIES:
-                found[f"{callers} callers"] = await compared_over_http(clients, callers)
-            sent = ROUNDS * REQUESTS * len(clients) * len(CONCURRENCIES)
-            answered = await server.count()
-            if answered != sent:
-                raise SystemExit(f"{sent} requests were sent and {answered} answered: this measures nothing")
-    return found
-
-
-async def compared_over_http(clients: dict[str, httpx.AsyncClient], callers: int) -> Json:
-    """Median requests per second of each client."""
-    seen: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        for name, client in clients.items():
-            seen.setdefault(name, []).append(await requests_per_second(client, callers))
-    return {name: round(statistics.median(each)) for name, each in seen.items()}
-
-
-async def requests_per_second(client: httpx.AsyncClient, callers: int) -> float:
-    """Of so many callers that share the requests of one round."""
-    left = iter(range(REQUESTS))
-
-    async def caller() -> None:
-        for _ in left:
-            (await client.get("/")).raise_for_status()
-
-    began = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    return REQUESTS / (time.perf_counter() - began)
-
-
-async def redis_commands() -> Json:
-    """What a connected fleet asks of Redis while calls succeed: only the beat of every two seconds."""
+    Raises:
+        SystemExit: some calls cost a script.
+    """
     with scratch_data_folder() as place:
         async with embedded_valkey(place, report=lambda _: None, durable=False) as valkey:
             breakers = Breakers()
             async with open_hasty_redis(valkey.url) as redis, breakers.shared(redis, process="bench"):
-                guard, calls = breakers.guard(SERVICE), 20 * CALLS
-                before, began = await scripts_run(valkey.url), time.perf_counter()
-                for _ in range(calls):
+                guard, before, began = (
+                    breakers.guard(SERVICE),
+                    await scripts_run(valkey.url),
+                    time.monotonic(),
+                )
+                for _ in range(count):
                     await guard.run(nothing_tried, safety=Safety.IDEMPOTENT, profile=DEFAULT_RETRY)
-                seconds = time.perf_counter() - began
-                return {
-                    "calls": calls,
-                    "seconds": round(seconds, 2),
-                    "scripts": await scripts_run(valkey.url) - before,
-                }
+                seconds, ran = time.monotonic() - began, await scripts_run(valkey.url) - before
+    if (
+        ran > 2 + seconds
+    ):  # the beat comes every two seconds, and the first call says that the service is used
+        raise SystemExit(f"Redis ran {ran} scripts in {seconds:.1f} s: calls that succeed ask it")
+    return f"{count:,} calls of a connected process in {seconds:.1f} s: Redis ran {ran} scripts."
 
 
 async def scripts_run(url: str) -> int:
@@ -211,53 +176,3 @@ async def scripts_run(url: str) -> int:
     async with Redis.from_url(url) as redis:
         stats = await redis.info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
-
-
-async def measure() -> Json:
-    """Everything, one after the other."""
-    return {
-        "python": sys.version.split()[0],
-        "load": os.getloadavg()[0],
-        "rounds": ROUNDS,
-        "added_microseconds": await overhead(),
-        "requests_per_second": await over_http(),
-        "redis": await redis_commands(),
-    }
-
-
-def show(found: Json) -> None:
-    """As tables."""
-    console = Console()
-    added = found["added_microseconds"]
-    ours = added["this product's guard"]
-    table = Table(title=f"µs added to a call that succeeds at once (load {found['load']:.1f})", box=None)
-    for column in ("", "µs", "beside the guard"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, each in added.items():
-        table.add_row(name, f"{each:.2f}", f"{each / ours:.2f}")
-    console.print(table)
-    for callers, seen in found["requests_per_second"].items():
-        table = Table(title=f"requests/s over HTTP, {callers}", box=None)
-        for column in ("", "requests/s", "beside httpx"):
-            table.add_column(column, justify="left" if not column else "right")
-        for name, each in seen.items():
-            table.add_row(name, str(each), f"{each / seen['httpx']:.2f}")
-        console.print(table)
-    redis = found["redis"]
-    console.print(f"Redis: {redis['scripts']} scripts in {redis['seconds']} s and {redis['calls']} calls")
-
-
-def main() -> None:
-    """Measure, and show it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    arguments = parser.parse_args()
-    found = asyncio.run(measure())
-    if arguments.json:
-        print(json.dumps(found, indent=2))  # noqa: T201
-    else:
-        show(found)
-
-
-if __name__ == "__main__":
-    main()
