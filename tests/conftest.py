@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -13,9 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from app.settings import Settings
+from app.storable import storable_json
 from sandbox.main import serving
+from tests.databases import Template, open_template
 from tests.sandbox.stage import Stage
-from tests.servers import Servers, Template, open_servers, open_template
+from tests.servers import Servers, open_servers
 
 if TYPE_CHECKING:
     from app.runtime import Runtime
@@ -26,23 +29,32 @@ for name in [name for name in os.environ if name.startswith("EUCORA_")]:
     if not name.startswith("EUCORA_TEST_"):
         del os.environ[name]
 
+# How long an example takes says what else the machine has to do.
+hypothesis.settings.register_profile(
+    "any-pace", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-pace")
 
 LONGEST = (
-    "test_processes.py",
-    "test_journeys.py",
-    "test_conformance.py",
-    "test_fleet_processes.py",
-    "test_embedded.py",
-    "test_five_planes.py",
-    "test_decisions.py",
-    "test_calls_out.py",
-    "test_survival.py",
+    *("test_schemathesis.py", "test_processes.py", "test_fleet_processes.py", "test_conformance.py"),
+    *("test_embedded.py", "test_journeys.py", "test_reconciling.py", "test_ai_tasks.py"),
+    *("test_supervisor.py", "test_server_loss.py", "test_decisions.py", "test_five_planes.py"),
+    *("test_calls_out.py", "test_cli.py"),
+    *("test_launcher.py", "test_deployments_command.py", "test_survival.py", "test_conversation_faults.py"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that nobody waits for one alone at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays until the end of the run, and need not be looked at for garbage again."""
+    from app.runtime import collect_less
+
+    collect_less()
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +80,10 @@ def stage() -> Iterator[Stage]:
 
 
 @pytest.fixture
-async def database_url(template: Template) -> AsyncIterator[str]:
+async def database_url(template: Template, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """A database of the test's own, empty and migrated: for locks, races, several processes."""
-    async with template.cloned() as url:
+    fresh = request.node.get_closest_marker("fresh_database") is not None
+    async with template.cloned() if fresh else template.lent() as url:
         yield url
 
 
@@ -116,7 +129,8 @@ async def world(
 async def shared_engine(template: Template) -> AsyncIterator[AsyncEngine]:
     """Connections to one database that all tests share; only for what is rolled back."""
     async with template.cloned() as url:
-        engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+        own = make_url(url).set(drivername="postgresql+asyncpg")
+        engine = create_async_engine(own, poolclass=NullPool, json_serializer=storable_json)
         yield engine
         await engine.dispose()
 

@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import Call, Cost, Manifest, PackageKind, Plane, Target, TargetKind
 from app.connectors.packages import PACKAGE, Package
-from app.domain import deployments, intents
+from app.domain import acceptance, deployments, intents
 from app.domain.idempotency import RequestKey, StoredAnswer
 from app.domain.intents import Intent, KnownTarget, Plan, Surroundings
 from app.domain.policies import DEMO, GatePolicy
@@ -127,12 +128,17 @@ def answer_to(plan: Plan) -> StoredAnswer:
     )
 
 
+async def accept_plan(connection: asyncpg.Connection, plan: Plan, **given: Any) -> StoredAnswer | None:
+    """As ``acceptance.store``; ``given`` as ``acceptance.submission`` takes it."""
+    return await acceptance.store(connection, acceptance.submission(plan, **given))
+
+
 async def accept(session: AsyncSession, plan: Plan, *, now: datetime = NOON) -> UUID:
     """Store the plan in the session's transaction; its id."""
     connection = await session.connection()
     await connection.execute(select(1))  # begins the transaction
     driver = (await connection.get_raw_connection()).driver_connection
-    stored = await intents.accept(
+    stored = await accept_plan(
         driver, plan, actor="alice", request=request_key(), answer=answer_to(plan), now=now
     )
     assert stored is None

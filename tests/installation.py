@@ -19,6 +19,7 @@ from app.client import Client, Json
 from app.domain.policies import DEMO
 from app.settings import BreakerSettings, Settings, WorkerSettings
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 FINAL = {"COMPLETED", "ROLLED_BACK", "FAILED"}
 
@@ -199,7 +200,7 @@ async def open_world(
         sandboxes = str(installation.settings.sandbox_url)
         async with (
             Client(installation.url, installation.token) as client,
-            httpx.AsyncClient(base_url=sandboxes, trust_env=False, timeout=60) as sandbox,
+            httpx.AsyncClient(verify=PLAIN, base_url=sandboxes, trust_env=False, timeout=60) as sandbox,
         ):
             world = World(client, sandbox, installation, folder)
             await world.fleet()

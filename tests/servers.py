@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers of a test run, and databases cloned from a template that the migrations built."""
+"""The servers of a test run."""
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -11,16 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import asyncpg
 from pydantic import SecretStr
-from sqlalchemy import URL, make_url
 
 from app import admin
 from app.data_folder import DataFolder, open_data_folder, short_base
 from app.embedded import Server, embedded_postgres, embedded_valkey
 from app.settings import BreakerSettings, Settings
-
-numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,60 +74,6 @@ def own_database(redis_url: str | None) -> str | None:
     parts = urlsplit(redis_url)
     first = int(parts.path.strip("/") or 0)
     return parts._replace(path=f"/{first + int(worker.removeprefix('gw'))}").geturl()
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """An empty database at the newest revision, from which others are cloned."""
-
-    server: URL
-    name: str
-    clone: str
-
-    @asynccontextmanager
-    async def cloned(self) -> AsyncIterator[str]:
-        """The URL of a fresh copy; dropped at the end, whoever is still connected."""
-        name = f"{self.name}_{next(numbers)}"
-        await execute(self.server, self.clone.format(name=name))
-        try:
-            yield self.server.set(database=name).render_as_string(hide_password=False)
-        finally:
-            await execute(self.server, f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-@asynccontextmanager
-async def open_template(server_url: str) -> AsyncIterator[Template]:
-    """Build the template through the migrations."""
-    server, name = make_url(server_url), f"eucora_test_{os.getpid()}"
-    await execute(server, f'CREATE DATABASE "{name}"')
-    try:
-        await admin.migrate(server.set(drivername="postgresql+asyncpg", database=name))
-        yield Template(server, name, await clone_statement(server, name))
-    finally:
-        await execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-async def clone_statement(server: URL, template: str) -> str:
-    """The fastest way to copy on this server."""
-    connection = await connect(server)
-    major = connection.get_server_version().major
-    await connection.close()
-    strategy = " STRATEGY WAL_LOG" if major >= 15 else ""
-    return f'CREATE DATABASE "{{name}}" TEMPLATE "{template}"{strategy}'
-
-
-async def execute(server: URL, statement: str) -> None:
-    """Run one statement on the server's own database."""
-    connection = await connect(server)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-async def connect(url: URL) -> asyncpg.Connection:
-    """A plain connection."""
-    return await asyncpg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
 
 
 @asynccontextmanager

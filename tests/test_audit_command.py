@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-import asyncpg
 from sqlalchemy import make_url
 
 from app.runtime import Runtime
 from app.settings import Settings
+from tests.databases import connected
 from tests.factories import NOON, accept, make_plan
 
 
@@ -31,10 +31,8 @@ async def audit(settings: Settings, *arguments: str) -> tuple[int, str, str]:
 
 async def tamper(settings: Settings, statement: str) -> None:
     assert settings.database_url is not None
-    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
-    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-    await connection.execute(f"ALTER TABLE events DISABLE TRIGGER ALL; {statement}")
-    await connection.close()
+    async with connected(make_url(settings.database_url.get_secret_value())) as connection:
+        await connection.execute(f"ALTER TABLE events DISABLE TRIGGER ALL; {statement}")
 
 
 async def test_an_auditor_sees_the_first_broken_link_and_the_exit_code_tells(

@@ -25,8 +25,9 @@ from app.redis import open_redis
 from app.settings import Settings
 from app.supervisor import free_port
 from sandbox.main import create_app
+from tests.databases import Template, execute
 from tests.sandbox.stage import Stage
-from tests.servers import Servers, Template, execute
+from tests.servers import Servers
 
 ROOT = Path(__file__).resolve().parent.parent
 

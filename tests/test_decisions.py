@@ -8,12 +8,12 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-import asyncpg
 import pytest
 
 from app import admin, examples
 from app.client import Client, Json, Refused
 from app.database import database_url
+from tests.databases import connected
 from tests.factories import RISK_62
 from tests.installation import World
 from tests.waiting import eventually
@@ -60,12 +60,8 @@ async def rings_sent(world: World, deployment: Json) -> set[str]:
 
 async def execute(world: World, statement: str, *values: object) -> None:
     """What somebody with access to the database could do."""
-    url = database_url(world.installation.settings).set(drivername="postgresql")
-    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-    try:
+    async with connected(database_url(world.installation.settings)) as connection:
         await connection.execute(statement, *values)
-    finally:
-        await connection.close()
 
 
 async def at_the_board(world: World, name: str) -> Json:

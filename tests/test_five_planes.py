@@ -15,8 +15,9 @@ from app import examples
 from app.client import Json
 from app.connectors.contract import Plane
 from app.settings import BreakerSettings, Settings
+from tests.databases import Template
 from tests.installation import World, open_world
-from tests.servers import Servers, Template
+from tests.servers import Servers
 from tests.waiting import eventually
 
 NAMES = (

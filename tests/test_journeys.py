@@ -13,6 +13,7 @@ from app.client import Json
 from tests.api.generated_client import generated_client
 from tests.installation import FINAL, World
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ async def read_stream(world: World, deployment_id: str, *, last_event_id: int | 
     url = f"{world.installation.url}/api/v1/deployments/{deployment_id}/events"
     async with (
         asyncio.timeout(40),
-        httpx.AsyncClient(trust_env=False, timeout=40) as http,
+        httpx.AsyncClient(verify=PLAIN, trust_env=False, timeout=40) as http,
         http.stream("GET", url, headers=headers) as answer,
     ):
         assert answer.status_code == 200

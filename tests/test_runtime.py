@@ -77,11 +77,11 @@ async def test_a_pool_that_is_used_up_opens_nothing_and_recovers_at_once(setting
 async def test_a_statement_ends_with_the_work_it_is_for(runtime: Runtime) -> None:
     began = time.monotonic()
 
-    with deadline.within(began + 0.3), pytest.raises(DBAPIError) as raised:
+    with deadline.within(began + 1), pytest.raises(DBAPIError) as raised:
         async with runtime.transaction() as session:
             await session.execute(text("SELECT pg_sleep(20)"))
 
-    assert 0.2 < time.monotonic() - began < 3
+    assert 0.9 < time.monotonic() - began < 4
     assert isinstance(call_error(raised.value), DatabaseSlow)
     async with runtime.transaction() as session:  # the connection's usual limit is back
         assert await session.scalar(text("SHOW statement_timeout")) == "30s"

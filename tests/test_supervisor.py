@@ -20,6 +20,7 @@ from app.data_folder import open_data_folder
 from app.supervisor import free_port
 from tests.servers import scratch_folder
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {"api": "eucora api", "worker-1": "eucora worker", "sandbox": "eucora sandbox"}
@@ -179,7 +180,7 @@ async def targets_of(running: Up) -> dict[str, dict[str, object]]:
 def client_of(running: Up) -> httpx.AsyncClient:
     """A client with the printed token."""
     headers = {"Authorization": f"Bearer {running.token}"}
-    return httpx.AsyncClient(base_url=running.url, trust_env=False, headers=headers)
+    return httpx.AsyncClient(verify=PLAIN, base_url=running.url, trust_env=False, headers=headers)
 
 
 async def test_servers_and_planes_that_are_configured_are_used_instead(

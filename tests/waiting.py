@@ -3,6 +3,7 @@
 
 import asyncio
 import inspect
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, overload
@@ -47,3 +48,16 @@ async def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"still {value!r} after {within} s")
         await asyncio.sleep(every)
+
+
+async def quickest(measure: Callable[[], Awaitable[float]], *, below: float, tries: int = 3) -> float:
+    """The first of some figures that is below this, or the least of them.
+
+    A machine that is busy elsewhere delays whom it likes, but not each time.
+    """
+    least = math.inf
+    for _ in range(tries):
+        least = min(least, await measure())
+        if least < below:
+            break
+    return least

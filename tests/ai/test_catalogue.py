@@ -2,7 +2,6 @@
 """A provider made of settings: where it is asked, with which key, and whether it is there."""
 
 import pytest
-from structlog.testing import capture_logs
 
 from app.ai.catalogue import credentials, open_provider
 from app.ai.settings import AiSettings
@@ -11,6 +10,7 @@ from app.resilience.errors import AuthError, PermanentError
 from tests.ai.conftest import KEY, Connect
 from tests.ai.dialects import ANTHROPIC, OPENAI, Dialect, Said, pouring, whole
 from tests.connectors.contract_check import Exchange
+from tests.logs import captured_lines
 from tests.resilience.misbehaving import answer, misbehaving
 
 OPENAI_MODEL = {"id": "m-1", "object": "model", "created": 1_790_000_000, "owned_by": "us"}
@@ -90,10 +90,11 @@ async def test_a_key_does_not_follow_to_another_host(connect: Connect, dialect: 
 
 
 async def test_a_key_is_in_no_log_and_no_repr(connect: Connect, dialect: Dialect) -> None:
-    with capture_logs() as logs:
+    with captured_lines() as lines:
         async with misbehaving(answer(500, KEY.encode()), pouring(*dialect.events(Said()))) as server:
             connected = await connect(server)
             await connected.ask()
+        logs = lines()
 
     settings = AiSettings.model_validate({"provider": dialect.name, "model": "m", "api_key": KEY})
     assert logs

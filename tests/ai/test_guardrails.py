@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -260,10 +260,15 @@ def unfolded(text: str, each: int) -> list[str]:
 def test_four_times_the_text_takes_about_four_times_as_long(unit: str, way: str) -> None:
     short, long = (unit * (length // len(unit)) for length in (50_000, 200_000))
 
-    took = [(spent(WAYS[way], short), spent(WAYS[way], long)) for _ in range(2)]
+    took = [(spent(WAYS[way], short), spent(WAYS[way], long))]
+    if not about_in_proportion(took):  # whoever else is on this machine may have had the better part of it
+        took.append((spent(WAYS[way], short), spent(WAYS[way], long)))
+    assert about_in_proportion(took)
 
+
+def about_in_proportion(took: Sequence[tuple[float, float]]) -> bool:
     least = min(one for one, _ in took)
-    assert min(four for _, four in took) < 8 * least + 0.02
+    return min(four for _, four in took) < 8 * least + 0.02
 
 
 def spent(way: Callable[[str], object], text: str) -> float:
@@ -273,7 +278,7 @@ def spent(way: Callable[[str], object], text: str) -> float:
 
 
 @given(PIECES, PIECES, st.integers(500, 3000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_text_that_comes_in_pieces_is_shown_as_it_is_in_the_end(one: str, two: str, each: int) -> None:
     """However far it is divided off meanwhile, in text with and without places to divide it at."""
     text = "\n".join([one, "and so on " * 1500, two, "=" * 9000, one, "\u4e00" * 9000, f"{one} {two}"])

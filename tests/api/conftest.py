@@ -23,8 +23,10 @@ from app.models import Ring, Role
 from app.redis import open_redis
 from app.runtime import Runtime
 from app.settings import Settings
-from tests.servers import Servers, Template
+from tests.databases import Template
+from tests.servers import Servers
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 BOOTSTRAP = "eucora_bootstrap-for-tests"
 NOBODY_LISTENS = "http://127.0.0.1:9"
@@ -136,7 +138,9 @@ def client_of(app: FastAPI, token: str | None = None) -> httpx.AsyncClient:
     """A client that speaks to the application in process."""
     headers = {} if token is None else bearer(token)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://api.test/api/v1", headers=headers)
+    return httpx.AsyncClient(
+        verify=PLAIN, transport=transport, base_url="http://api.test/api/v1", headers=headers
+    )
 
 
 def bearer(token: str) -> dict[str, str]:

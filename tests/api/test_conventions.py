@@ -32,6 +32,7 @@ from tests.api.conftest import (
 )
 from tests.logs import captured_lines
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 IDS = (
     *("deployment_id", "operation_id", "approval_id", "freeze_id", "drift_id"),
@@ -250,7 +251,7 @@ class TestLimits:
             yield base_url
 
     async def test_a_body_of_two_mebibytes_is_refused(self, base_url: str) -> None:
-        async with httpx.AsyncClient(headers=bearer(BOOTSTRAP)) as client:
+        async with httpx.AsyncClient(verify=PLAIN, headers=bearer(BOOTSTRAP)) as client:
             headers = {**key(), "Content-Type": "application/json"}
             response = await client.post(f"{base_url}/deployments", content=self.BODY, headers=headers)
 
@@ -261,7 +262,7 @@ class TestLimits:
             for begin in range(0, len(self.BODY), 65536):
                 yield self.BODY[begin : begin + 65536]
 
-        async with httpx.AsyncClient(headers=bearer(BOOTSTRAP)) as client:
+        async with httpx.AsyncClient(verify=PLAIN, headers=bearer(BOOTSTRAP)) as client:
             headers = {**key(), "Content-Type": "application/json"}
             response = await client.post(f"{base_url}/deployments", content=chunks(), headers=headers)
 

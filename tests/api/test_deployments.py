@@ -15,6 +15,7 @@ from app.models import Deployment, DeploymentStatus, LaneStatus, Operation
 from app.runtime import Runtime
 from tests.api.conftest import Submit, key, pointers, problem
 from tests.logs import captured_lines
+from tests.wire import PLAIN
 
 
 async def begin(runtime: Runtime, submitted: dict[str, Any], *, devices_found: int = 0) -> None:
@@ -222,7 +223,7 @@ class TestCommit:
 
         transport = httpx.ASGITransport(watching)
         async with httpx.AsyncClient(
-            transport=transport, base_url=client.base_url, headers=client.headers
+            verify=PLAIN, transport=transport, base_url=client.base_url, headers=client.headers
         ) as other:
             response = await other.post(f"/deployments/{submitted['id']}/rollback")
 

@@ -20,6 +20,7 @@ from app.models import DeploymentStatus, Operation, OperationStatus
 from app.runtime import Runtime
 from tests.api.conftest import BOOTSTRAP, Submit, bearer, problem, serving
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -142,7 +143,7 @@ class TestStream:
         assert len(reads) <= 2
 
     async def test_a_stream_of_nothing_is_404(self, base_url: str) -> None:
-        async with httpx.AsyncClient(headers=bearer(BOOTSTRAP)) as client:
+        async with httpx.AsyncClient(verify=PLAIN, headers=bearer(BOOTSTRAP)) as client:
             path = f"{base_url}/deployments/0199c0de-0000-7000-8000-00000000dead/events"
             problem(await client.get(path, headers=STREAM), 404, "not_found")
 
@@ -170,7 +171,7 @@ async def streaming(
     """An open stream: the response, and its messages as (id, data); one that does not end fails the test."""
     async with (
         asyncio.timeout(60),
-        httpx.AsyncClient(headers={**bearer(BOOTSTRAP), **STREAM}, timeout=20) as client,
+        httpx.AsyncClient(verify=PLAIN, headers={**bearer(BOOTSTRAP), **STREAM}, timeout=20) as client,
         client.stream("GET", f"{base_url}/deployments/{deployment_id}/events", headers=headers) as response,
     ):
         assert response.status_code == 200

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from tests.api.conftest import BOOTSTRAP, Submit, bearer, problem, serving
 from tests.logs import captured_lines
+from tests.wire import PLAIN
 
 CHANGING = {"x-correlation-id", "date"}
 
@@ -56,7 +57,7 @@ async def test_it_needs_the_same_token(stranger: httpx.AsyncClient) -> None:
 async def test_a_connection_serves_it_and_then_others(app: FastAPI) -> None:
     async with (
         serving(app) as base_url,
-        httpx.AsyncClient(base_url=base_url, headers=bearer(BOOTSTRAP)) as client,
+        httpx.AsyncClient(verify=PLAIN, base_url=base_url, headers=bearer(BOOTSTRAP)) as client,
     ):
         answers = [await client.request(method, "/planes") for method in ("HEAD", "GET", "HEAD", "GET")]
 

@@ -25,6 +25,7 @@ from app.models import Message, MessageRole, MessageStatus
 from app.runtime import Runtime
 from tests.api.conftest import BOOTSTRAP, bearer, key, pointers, problem, serving
 from tests.waiting import eventually
+from tests.wire import PLAIN
 
 PATH = "/ai/conversations"
 
@@ -219,7 +220,7 @@ async def streaming(
     headers = bearer(BOOTSTRAP) | ({} if last is None else {"Last-Event-ID": last})
     async with (
         asyncio.timeout(20),
-        httpx.AsyncClient(headers=headers, timeout=20) as client,
+        httpx.AsyncClient(verify=PLAIN, headers=headers, timeout=20) as client,
         client.stream("GET", f"{base_url}{PATH}/{conversation_id}/events") as response,
     ):
         assert response.status_code == 200, await response.aread()
@@ -471,7 +472,7 @@ async def test_a_listener_of_nothing_and_with_a_wrong_id_is_refused(
     wrong = await client.get(path, headers={"Last-Event-ID": "seven"})
     assert pointers(wrong) == ["/header/Last-Event-ID"]
     problem(await client.get(f"{PATH}/{uuid4()}/events"), 404, "not_found")
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(verify=PLAIN) as stranger:
         problem(await stranger.get(f"{base_url}{path}"), 401, "unauthenticated")
 
 
@@ -480,7 +481,7 @@ async def test_head_tells_of_the_stream_and_does_not_begin_it(
 ) -> None:
     body = await said(client)
 
-    async with httpx.AsyncClient(headers=bearer(BOOTSTRAP), timeout=5) as plain:
+    async with httpx.AsyncClient(verify=PLAIN, headers=bearer(BOOTSTRAP), timeout=5) as plain:
         head = await plain.head(f"{base_url}{PATH}/{body['id']}/events")
 
     assert head.status_code == 200

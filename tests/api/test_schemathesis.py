@@ -14,7 +14,7 @@ from app.settings import Settings
 from tests.api.conftest import BOOTSTRAP, own_redis, serving, set_targets, started
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-PATIENCE = 150.0
+PATIENCE = 600.0
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ async def origin(api_settings: Settings) -> AsyncIterator[str]:
         yield base_url.removesuffix("/api/v1")
 
 
+@pytest.mark.timeout(PATIENCE + 60)
 async def test_generated_requests_find_nothing_that_the_document_does_not_say(
     origin: str, tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ async def measure(
     if await measurements.begin_measure(session, lane.id) is None:
         return None
     reports = [DeviceReport(name, name, state) for name in names]
-    await measurements.store_reports(session, lane.id, reports, now=now)
+    await devices.store_reports(session, lane.id, reports, now=now)
     return await measurements.finish_measure(session, lane.id, read_since=now, now=now)
 
 

@@ -491,7 +491,6 @@ class TestAltered:
 
     @settings(
         max_examples=90,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         print_blob=True,
     )

@@ -205,7 +205,7 @@ def step_by_step(policy: GatePolicy, gate: Gate, devices: int) -> tuple[datetime
         since, now, number = now, now + interval, number + 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 3600).map(lambda seconds: timedelta(seconds=seconds)),
     st.integers(60, 3600).map(lambda seconds: timedelta(seconds=seconds)),

@@ -160,7 +160,6 @@ INTENTS = st.fixed_dictionaries(
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     print_blob=True,
 )

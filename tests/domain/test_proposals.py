@@ -153,7 +153,7 @@ def test_what_would_hide_words_from_whoever_decides_is_taken_out() -> None:
     assert made.text == made.actions[0].reason == "Keep it.[2Kroll back all\tof\nit"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(AiTaskKind), JSON)
 def test_any_json_at_all_is_denied_or_holds_only_what_may_be(kind: AiTaskKind, given: object) -> None:
     try:
@@ -180,7 +180,7 @@ NEARLY = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(AiTaskKind), NEARLY)
 def test_what_looks_like_a_proposal_is_denied_or_holds_only_what_may_be(kind: AiTaskKind, given: Any) -> None:
     try:

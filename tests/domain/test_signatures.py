@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.connectors.contract import DeviceReport, InstallState
-from app.domain import measurements, signatures
+from app.domain import devices, signatures
 from app.domain.signatures import normalise
 from tests.domain.steps import S, push
 from tests.factories import NOON, make_deployment
@@ -64,7 +64,7 @@ async def test_failures_are_counted_by_cause_over_all_lanes(session: AsyncSessio
         DeviceReport(name, name, InstallState.FAILED, f"{name}: download failed", None) for name in names[:82]
     ]
     reports += [DeviceReport(name, name, InstallState.FAILED, None, "0x87D1041C") for name in names[82:]]
-    await measurements.store_reports(session, lane.id, reports, now=NOON + S)
+    await devices.store_reports(session, lane.id, reports, now=NOON + S)
 
     found = await signatures.of_failures(session, deployment.id)
 

@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 
 from app.embedded import Server
 from app.settings import Settings
+from tests.databases import connected
 from tests.workers.conftest import Bench, Workers, bench, crew, valkey, workers
 
 __all__ = ["Bench", "Workers", "bench", "crew", "valkey", "workers"]
@@ -26,10 +27,8 @@ def own(settings: Settings, tmp_path: Path) -> Settings:
 async def database(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """A connection past the product."""
     assert settings.database_url is not None
-    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
-    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-    yield connection
-    await connection.close()
+    async with connected(make_url(settings.database_url.get_secret_value())) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 from redis.asyncio import Redis
 
@@ -31,7 +30,9 @@ from app.client import Json, Refused
 from app.database import database_url
 from app.embedded import postmaster
 from app.settings import BreakerSettings, Settings
+from tests.databases import connected
 from tests.installation import MADE_ONCE, World, open_world
+from tests.wire import PLAIN
 
 PLANES = ("intune", "jamf", "landscape")
 OVER = {"COMPLETED", "ROLLED_BACK", "FAILED", "CANCELLED", "REJECTED"}
@@ -172,7 +173,9 @@ async def submit_all(world: World, size: Size) -> list[Json]:
     """All intents, one after the other, each once whatever became of its answer."""
     made, submitted = templates(world.folder / "packages"), []
     headers = {"Authorization": f"Bearer {world.installation.token}"}
-    async with httpx.AsyncClient(base_url=world.installation.url, headers=headers, trust_env=False) as http:
+    async with httpx.AsyncClient(
+        verify=PLAIN, base_url=world.installation.url, headers=headers, trust_env=False
+    ) as http:
         for number in range(size.deployments):
             body = intent(number, size, made)
             submitted.append(await patiently(lambda: _post(http, number, body)))  # noqa: B023 - awaited at once
@@ -349,10 +352,6 @@ FROM operations
 
 async def _told_by_database(world: World) -> dict[str, int]:
     """What no endpoint tells in one answer."""
-    url = database_url(world.installation.settings).set(drivername="postgresql")
-    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-    try:
+    async with connected(database_url(world.installation.settings)) as connection:
         row = await connection.fetchrow(TOLD)
-    finally:
-        await connection.close()
     return {name: int(value) for name, value in row.items()}

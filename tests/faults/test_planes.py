@@ -10,8 +10,9 @@ from pydantic import SecretStr
 
 from app.client import Json
 from app.settings import Settings
+from tests.databases import Template
 from tests.installation import World, open_world
-from tests.servers import Servers, Template
+from tests.servers import Servers
 from tests.waiting import eventually
 
 SILENCE, AWAY = 15.0, 20.0

@@ -18,12 +18,14 @@ from app.domain.dispatch import Due
 from app.domain.operations import OperationKind
 from app.models import OperationStatus
 from app.settings import BreakerSettings, Settings
+from tests.databases import Template
 from tests.faults.conftest import Bench, Workers
 from tests.faults.gate import Gate, gated
 from tests.faults.storm import crash_postgres
 from tests.installation import World, open_world
-from tests.servers import Servers, Template
+from tests.servers import Servers
 from tests.waiting import eventually
+from tests.wire import PLAIN
 from workers import queues
 
 
@@ -111,7 +113,11 @@ async def refused(world: World) -> bool:
     """Whether the API says that it cannot, for how long, and so does its health."""
     headers = {"Authorization": f"Bearer {world.installation.token}", "Idempotency-Key": "outage"}
     async with httpx.AsyncClient(
-        base_url=f"{world.installation.url}/api/v1", headers=headers, trust_env=False, timeout=15
+        verify=PLAIN,
+        base_url=f"{world.installation.url}/api/v1",
+        headers=headers,
+        trust_env=False,
+        timeout=15,
     ) as http:
         answer = await http.post("/deployments", json=world.intent(app_name="Not now", target_ring="LAB"))
         health = await http.get("/health/")

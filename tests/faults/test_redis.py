@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 
 from app.embedded import Server, embedded_valkey
 from app.settings import Settings
+from tests.databases import Template
 from tests.faults.conftest import Bench, Workers
 from tests.installation import World, open_world
-from tests.servers import Template, scratch_data_folder
+from tests.servers import scratch_data_folder
 from tests.waiting import eventually
 from workers import queues
 

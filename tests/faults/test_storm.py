@@ -17,7 +17,7 @@ FULL = Size(
     workers=int(os.environ.get("EUCORA_TEST_STORM_WORKERS", "8")),
     seed=int(os.environ.get("EUCORA_TEST_STORM_SEED", "1")),
 )
-SMALL = Size(deployments=6, devices=300, workers=2, reset=1, within=120)
+SMALL = Size(deployments=6, devices=300, workers=2, reset=1, within=240)
 
 
 async def storm(folder: Path, size: Size) -> tuple[Weather, Proof]:

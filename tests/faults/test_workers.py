@@ -35,7 +35,7 @@ async def test_a_worker_that_wakes_up_when_its_work_is_done_writes_and_sends_not
             before = (await rollout.whole()).version
             frozen.send(signal.SIGCONT)
             await place.leave()  # the answer is lost, and a keyed request would be sent again
-            await eventually(lambda: '"outcome": "lost"' in frozen.said(), within=20)
+            await eventually(frozen.has_lost, within=20)
 
             assert (await rollout.whole()).version == before
             await workers.stop()

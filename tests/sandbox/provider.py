@@ -12,7 +12,7 @@ import httpx
 import sandbox
 from sandbox.scripted_model import MODEL
 from tests.connectors.contract_check import CONTRACTS, Contract, Exchange
-from tests.sandbox.tenant import PLAIN
+from tests.wire import PLAIN
 
 Json = dict[str, Any]
 OPENAI = Contract("openai", below="/openai/v1")

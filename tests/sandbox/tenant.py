@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.padding import PKCS7
 
 import sandbox
 from tests.sandbox.contract import Contract
+from tests.wire import PLAIN
 
 APPS = "/deviceAppManagement/mobileApps"
 REPORT = "/deviceManagement/reports/retrieveDeviceAppInstallationStatusReport"
 SCOPE = "https://graph.microsoft.com/.default"
 WIN32 = "#microsoft.graph.win32LobApp"
 T = TypeVar("T")
-PLAIN = False  # nothing here is TLS, and loading certificates takes longer than a test
 STORAGE = httpx.Client(timeout=30, verify=PLAIN)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.sandbox.tenant import PLAIN, Clock, Sealed, Tenant, seal, until
+from tests.sandbox.tenant import Clock, Sealed, Tenant, seal, until
+from tests.wire import PLAIN
 
 PROGRAM = """
 import sys

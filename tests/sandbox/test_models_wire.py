@@ -22,7 +22,8 @@ from tests.sandbox.provider import (
     documents,
     exchange_of,
 )
-from tests.sandbox.tenant import PLAIN, Tenant
+from tests.sandbox.tenant import Tenant
+from tests.wire import PLAIN
 
 QUESTIONS = {
     "words": "[[words 3]]",
