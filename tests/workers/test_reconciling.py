@@ -26,6 +26,7 @@ from workers.reconciliation import LONGEST
 
 LANES = 3
 TICK = datetime(2026, 6, 1, 12, tzinfo=UTC)
+GONE = {"method": "GET", "path": "*/policies/name/*", "status": 404}
 NO_BREAKER = {"jamf": BreakerSettings(fail_max=1000, minimum_calls=1000)}
 
 
@@ -63,6 +64,17 @@ class Bench:
                 correlation_id=new_id(),
                 args={"critical": False, "tick": tick.isoformat()},
             )
+
+    async def look_again(self) -> Operation:
+        """One run of a later tick, all lanes having been looked at before it."""
+        await self.execute("UPDATE ring_deployments SET looked_at = :at", at=TICK)
+        return await self.run(await self.tick(TICK + timedelta(hours=1)))
+
+    async def repairs(self) -> list[UUID]:
+        """What was ordered to be put back."""
+        async with self.rollout.runtime.transaction() as session:
+            found = await operations.find(session, limit=9, kind=OperationKind.REPAIR_LANE)
+        return [operation.id for operation in found]
 
     async def run(self, work: UUID, **limits: float) -> Operation:
         """One run, now; ``limits`` in seconds."""
@@ -126,15 +138,34 @@ async def test_a_lane_that_cannot_be_read_costs_only_its_own_look(
 
 
 async def test_what_is_not_readable_is_neither_fine_nor_gone(bench: Bench) -> None:
-    await bench.faults({"method": "GET", "path": "*/policies/name/*", "status": 404})
+    await bench.faults(GONE)
     await bench.run(await bench.tick())
     await bench.fault(0, status=500)
 
-    await bench.run(await bench.tick(TICK + timedelta(hours=1)))
+    assert (await bench.look_again()).result == {"outcome": "looked", "not_readable": 1}
 
     async with bench.rollout.runtime.transaction() as session:
-        rows = await session.scalars(select(Drift).where(Drift.lane_id == bench.lanes[0]))
-        assert [row.resolved_at for row in rows] == [None]
+        rows = {row.lane_id: row for row in await session.scalars(select(Drift))}
+    assert [rows[lane].status for lane in bench.lanes] == ["SUSPECTED", "RESOLVED", "RESOLVED"]
+    assert rows[bench.lanes[0]].seen == 1
+
+
+async def test_what_is_gone_is_put_back_once(bench: Bench) -> None:
+    await bench.faults(GONE)
+    await bench.run(await bench.tick())
+    await bench.execute("UPDATE drifts SET first_seen_at = first_seen_at - interval '1 hour'")
+    await bench.look_again()
+    ordered = await bench.repairs()
+    assert len(ordered) == LANES
+
+    await bench.faults()
+    done = [await bench.run(work) for work in ordered]
+
+    assert [row.result for row in done] == [{"outcome": "repaired"}] * LANES
+    await bench.look_again()
+    async with bench.rollout.runtime.transaction() as session:
+        assert [row.status for row in await session.scalars(select(Drift))] == ["RESOLVED"] * LANES
+    assert await bench.repairs() == ordered
 
 
 async def test_a_plane_that_asks_to_wait_defers_all_looks_and_spends_no_attempt(bench: Bench) -> None:
