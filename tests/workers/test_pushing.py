@@ -6,12 +6,13 @@ from fnmatch import fnmatch
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.connectors.contract import Plane
 from app.domain import rollback
 from app.domain.operations import ENDED, OperationKind
-from app.models import LaneStatus, Operation, OperationStatus
+from app.models import DeploymentStatus, LaneStatus, Operation, OperationStatus
+from app.models.deployment import DeploymentPlane, WayBack
 from app.settings import BreakerSettings, Settings
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
@@ -113,3 +114,24 @@ async def test_a_removal_that_was_carried_out_unheard_is_found_and_not_done_agai
     assert (await ended(rollout, TAKE_BACK)).status is OperationStatus.SUCCEEDED
     assert (await rollout.ledger())["LAB/remove"] == "CONFIRMED"
     assert await created(rollout, POLICY) == before
+
+
+@pytest.mark.parametrize(("before", "way_back"), [("1.0", WayBack.RETURN), ("0.9", WayBack.REMOVE)])
+async def test_what_is_taken_back_returns_to_the_version_before_where_the_plane_has_it(
+    rollout: Rollout, stage: Stage, before: str, way_back: WayBack
+) -> None:
+    way_back_of = select(DeploymentPlane.way_back).where(DeploymentPlane.plane == "jamf")
+    await pushed(rollout, stage, version="1.0")
+    await ended(rollout, OperationKind.MEASURE_RING)
+    assert await rollout.status() is DeploymentStatus.COMPLETED
+
+    await pushed(rollout, stage, version="2.0", rollback_version=before)
+    await rollout.order(rollback.begin)
+    done = await ended(rollout, TAKE_BACK)
+
+    assert (done.status, done.result) == (OperationStatus.SUCCEEDED, {"outcome": "rolled_back"})
+    assert await rollout.status() is DeploymentStatus.ROLLED_BACK
+    async with rollout.runtime.transaction() as session:
+        assert (
+            await session.scalar(way_back_of.where(DeploymentPlane.deployment_id == rollout.id)) is way_back
+        )
