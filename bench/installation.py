@@ -56,7 +56,7 @@ async def answering_process(port: int, path: str, *command: str) -> AsyncIterato
     """A server in a process of its own, once it answers there; its address."""
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", *command)
     try:
-        await eventually(partial(supervisor.http_answers, port, path), within=30)
+        await eventually(partial(supervisor.http_answers, port, path), within=120)
         yield f"http://{supervisor.HOST}:{port}"
     finally:
         process.terminate()

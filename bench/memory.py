@@ -227,7 +227,7 @@ async def renew_worker(product: Installation) -> None:
     """End the worker; whoever keeps it running starts another."""
     before = process_of(product, "worker-1")
     before.terminate()
-    await eventually(lambda: pid_of(product, "worker-1"), until=lambda pid: pid != before.pid, within=30)
+    await eventually(lambda: pid_of(product, "worker-1"), until=lambda pid: pid != before.pid, within=120)
 
 
 @contextmanager
