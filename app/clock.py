@@ -59,15 +59,25 @@ class SharedClock:
         if self._told is None or abs(told - expected) > doubt:
             self._told, self._at = told, middle
 
-    async def keep(self, ask: Callable[[], Awaitable[datetime]], *, known: asyncio.Event) -> None:
-        """Ask again and again until cancelled; ``known`` is set once there was an answer."""
+    async def keep(
+        self,
+        ask: Callable[[], Awaitable[datetime]],
+        *,
+        known: asyncio.Event,
+        every: float = ASK_EVERY,
+        again: float = ASK_AGAIN,
+    ) -> None:
+        """Ask until cancelled, ``every`` so many seconds, or ``again`` after that many where nobody answered.
+
+        ``known`` is set once there was an answer.
+        """
         while True:
-            wait = ASK_AGAIN
+            wait = again
             with suppress(Exception):  # the database comes and goes; the time goes on
                 asked = awake()
                 self.tell(await ask(), asked=asked)
                 known.set()
-                wait = ASK_EVERY
+                wait = every
             await asyncio.sleep(wait)
 
 

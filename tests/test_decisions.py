@@ -207,6 +207,10 @@ async def test_a_pause_touches_no_new_device_and_resuming_repeats_nothing(world:
         until=lambda work: all(each["status"] != "RUNNING" for each in work),
     )
 
+    quiet = await rings_sent(world, submitted)
+    other = await world.submit(app_name="Going on meanwhile", target_ring="PILOT")
+    assert (await world.ended(other))["status"] == "COMPLETED"  # there was time enough
+    assert await rings_sent(world, submitted) == quiet
     begun = await world.client.deployment(submitted["id"])
     assert "CANARY" not in await rings_sent(world, submitted)
     assert begun["lanes"][1]["status"] == "PENDING"

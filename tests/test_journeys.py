@@ -4,6 +4,7 @@
 import asyncio
 import json
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
@@ -206,12 +207,12 @@ async def test_a_plane_that_is_away_holds_the_rollout_and_fails_no_device(world:
     [
         ("/deviceAppManagement/mobileApps", "POST"),
         ("/deviceAppManagement/mobileApps/*/assignments", "POST"),
-        ("/deviceAppManagement/mobileApps/*/assign", "POST"),
+        ("/deviceAppManagement/mobileApps/*/files/*/commit", "POST"),
     ],
     ids=[
         "after the application was created",
         "after the assignment was made",
-        "after the assignments were set",
+        "after the content was committed",
     ],
 )
 async def test_an_answer_that_is_lost_after_the_plane_acted_makes_no_second_object(
@@ -228,6 +229,8 @@ async def test_an_answer_that_is_lost_after_the_plane_acted_makes_no_second_obje
 
     done = await world.ended(submitted, within=60)
 
+    asked = (await world.requests())["counts"]
+    assert any(fnmatch(call, f"{method} *{path}") for call in asked), "nothing was lost"
     assert done["status"] == "COMPLETED"
     await world.one_object_each(done)
 

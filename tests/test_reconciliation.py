@@ -10,14 +10,16 @@ from pydantic import SecretStr
 
 import sandbox
 from app.client import Json
+from app.database import database_url
 from app.settings import HousekeepingSettings, ReconciliationSettings, Settings
-from tests.databases import Template
+from tests.databases import Template, connected
 from tests.installation import World, open_world
 from tests.sandbox.tenant import APPS, SCOPE, assignment
 from tests.servers import Servers
 from tests.waiting import eventually
 from tests.wire import PLAIN
 
+TICKS = "SELECT count(*) FROM operations WHERE args ? 'tick'"
 QUICK = ReconciliationSettings(every=1, critical_every=1, apart=0.5, repair_after=30)
 
 
@@ -153,6 +155,7 @@ async def test_schedules_run_each_tick_once_and_checkpoint_the_history(world: Wo
         return items
 
     for kind in ("checkpoint_history", "apply_retention", "reconcile"):
-        works = await eventually(lambda: done(kind), until=lambda found: len(found) >= 3, within=20)  # noqa: B023
-        ticks = [work["id"] for work in works]
-        assert len(ticks) == len(set(ticks))
+        await eventually(lambda: done(kind), until=lambda found: len(found) >= 3, within=20)  # noqa: B023
+    async with connected(database_url(world.installation.settings)) as connection:
+        assert await connection.fetchval(TICKS) >= 9
+        assert await connection.fetch(f"{TICKS} GROUP BY kind, subject_id, args HAVING count(*) > 1") == []

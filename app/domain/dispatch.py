@@ -4,12 +4,12 @@
 Any number of relays may do all of this at once: rows in another's hands are skipped.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Interval, and_, case, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Interval, Select, and_, case, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -54,27 +54,30 @@ async def dispatch(
 
     One statement. A wake-up that nobody answered for ``ring_again`` is due again.
     """
-    kinds = list(kinds)
-    now = func.now()  # stable within the statement, so that the partial index serves
-    unanswered = or_(Operation.dispatched_at.is_(None), Operation.dispatched_at < now - ring_again)
-    due = (
-        select(Operation.id)
-        .where(Operation.status.in_(OPEN), Operation.queue.in_({KINDS[kind].queue.value for kind in kinds}))
-        .where(Operation.kind.in_([kind.value for kind in kinds]), Operation.run_after <= now, unanswered)
-        .order_by(Operation.run_after)
-        .limit(limit)
-        .with_for_update(skip_locked=True, key_share=True)
-        .cte("due")
-    )
+    found = due(list(kinds), ring_again=ring_again, limit=limit).cte("due")
     stamped = await session.execute(
         update(Operation)
-        .where(Operation.id == due.c.id)
+        .where(Operation.id == found.c.id)
         .values(dispatched_at=func.clock_timestamp())
         .returning(Operation.id, Operation.kind, Operation.queue, Operation.fence, Operation.run_after)
         .execution_options(synchronize_session=False)
     )
     rows = sorted(stamped, key=lambda row: row.run_after)
     return [Due(row.id, OperationKind(row.kind), row.queue, row.fence) for row in rows]
+
+
+def due(kinds: Collection[OperationKind], *, ring_again: timedelta, limit: int) -> Select[UUID]:
+    """Which operations need a (new) wake-up, the longest due first: locked, and without what others hold."""
+    now = func.now()  # stable within the statement, so that the partial index serves
+    unanswered = or_(Operation.dispatched_at.is_(None), Operation.dispatched_at < now - ring_again)
+    return (
+        select(Operation.id)
+        .where(Operation.status.in_(OPEN), Operation.queue.in_({KINDS[kind].queue.value for kind in kinds}))
+        .where(Operation.kind.in_([kind.value for kind in kinds]), Operation.run_after <= now, unanswered)
+        .order_by(Operation.run_after)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
 
 
 async def undispatch(session: AsyncSession, operation_ids: Sequence[UUID] | None = None) -> None:

@@ -5,7 +5,9 @@ import asyncio
 import json
 import os
 import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from app.runtime import Runtime
 from tests.api.conftest import BOOTSTRAP, Submit, intent, serving
 from tests.factories import RISK_62
 
+PATIENCE = 60.0
 NARROW = {"COLUMNS": "80", "TERM": "dumb"}
 NOBODY = "0199c0de-0000-7000-8000-00000000dead"
 Told = tuple[int, str, str]
@@ -31,16 +34,29 @@ async def url(app: FastAPI) -> AsyncIterator[str]:
         yield base_url.removesuffix("/api/v1")
 
 
-async def run(url: str, *arguments: str, token: str = BOOTSTRAP, stdin: bytes | None = None) -> Told:
-    """The exit code, and what was said on both streams."""
+@asynccontextmanager
+async def started(url: str, *arguments: str, token: str = BOOTSTRAP) -> AsyncIterator[Process]:
+    """The command at work; ended with the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app.cli", *arguments),
         env={**os.environ, **NARROW, "EUCORA_URL": url, "EUCORA_TOKEN": token},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
-    output, errors = await process.communicate(stdin)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def run(url: str, *arguments: str, token: str = BOOTSTRAP, stdin: bytes | None = None) -> Told:
+    """The exit code, and what was said on both streams."""
+    async with started(url, *arguments, token=token) as process:
+        output, errors = await process.communicate(stdin)
     return process.returncode or 0, output.decode(), errors.decode()
 
 
@@ -89,18 +105,20 @@ async def test_watching_ends_with_the_deployment_and_tells_how(
     url: str, submit: Submit, api_runtime: Runtime, client: httpx.AsyncClient
 ) -> None:
     id_ = (await submit())["id"]
-    watching = asyncio.create_task(run(url, "deployments", "watch", id_))
-    await client.post(f"/deployments/{id_}/pause", json={"reason": "the audit"})
-    await asyncio.sleep(0)
-    async with api_runtime.transaction() as session:
-        deployment = await deployments.lock(session, id_)
-        now = api_runtime.clock()
-        await deployments.move(session, deployment, DeploymentStatus.CANCELLED, now=now)
+    async with started(url, "deployments", "watch", id_) as watching:
+        assert watching.stdout is not None
+        shown = [await watching.stdout.readline()]
+        await client.post(f"/deployments/{id_}/pause", json={"reason": "the audit"})
+        async with api_runtime.transaction() as session:
+            deployment = await deployments.lock(session, id_)
+            now = api_runtime.clock()
+            await deployments.move(session, deployment, DeploymentStatus.CANCELLED, now=now)
+        output, _ = await watching.communicate()
+        shown += output.splitlines()
 
-    code, shown, _ = await watching
-
-    assert code == 1
-    assert shown.splitlines()[-1] == "Mozilla Firefox 143.0.1: CANCELLED"
+    assert watching.returncode == 1
+    assert b"PENDING" in shown[0]
+    assert shown[-1] == b"Mozilla Firefox 143.0.1: CANCELLED"
 
 
 async def test_a_request_is_listed_shown_and_decided(

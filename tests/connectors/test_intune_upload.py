@@ -119,10 +119,12 @@ async def test_a_checkpoint_of_other_content_starts_afresh(
     first = make()
     app_id = await first.publish(app)
     checkpoint = await stopped_after(first, app, app_id, 6) | {"seal": "of a rotated secret"}
+    sent = sum(blob_requests(sandbox))
 
     steps = [step async for step in make().upload(app, app_id, checkpoint)]
 
     assert steps[-1].done
+    assert sum(blob_requests(sandbox)) == sent + 6
 
 
 @pytest.mark.parametrize("stored", [{}, {"phase": "unheard of"}, {"nonsense": 1}])

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from app.connectors.contract import App
 from app.connectors.services import Services
-from app.connectors.sources import FileRules, Sources, make_private, sweep
+from app.connectors.sources import PIECE, FileRules, Sources, make_private, sweep
 from app.resilience import RetryProfile
 from app.resilience.errors import (
     CallError,
@@ -44,7 +44,7 @@ from tests.resilience.misbehaving import (
 )
 from tests.waiting import eventually
 
-BODY = os.urandom(1_000_003)
+BODY = os.urandom(2_000_003)
 DIGEST = hashlib.sha256(BODY).hexdigest()
 QUICK = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=2.0, total=10.0)
 
@@ -166,18 +166,20 @@ async def test_a_download_goes_on_in_another_run(sources: Sources, tls: ssl.SSLC
 
 
 async def test_a_download_that_is_cancelled_keeps_what_arrived(sources: Sources, tls: ssl.SSLContext) -> None:
-    async with misbehaving(and_hang(500_000), from_offset(), tls=tls) as server:
+    part = sources.spool / "name.part"
+    async with misbehaving(and_hang(PIECE + 500_000), from_offset(), tls=tls) as server:
         task = asyncio.create_task(fetched(sources, server))
-        await eventually((sources.spool / "name.part").exists, within=5)
+        await eventually(lambda: part.exists() and part.stat().st_size >= PIECE, within=5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        kept = (sources.spool / "name.part").stat().st_size
+        kept = part.stat().st_size
 
         path = await fetched(sources, server)
 
     assert path.read_bytes() == BODY
-    assert server.received[-1].headers.get("range", "bytes=0-") == f"bytes={kept}-"
+    assert kept >= PIECE
+    assert server.received[-1].headers["range"] == f"bytes={kept}-"
 
 
 async def test_a_server_without_ranges_is_read_from_the_start(sources: Sources, tls: ssl.SSLContext) -> None:
@@ -193,6 +195,7 @@ async def test_a_part_that_is_whole_already_needs_no_more(sources: Sources, tls:
         path = await fetched(sources, server)
 
     assert path.read_bytes() == BODY
+    assert [request.headers["range"] for request in server.received] == [f"bytes={len(BODY)}-"]
 
 
 async def test_a_download_with_another_hash_is_thrown_away(sources: Sources, tls: ssl.SSLContext) -> None:

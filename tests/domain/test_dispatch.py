@@ -4,10 +4,10 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from app.domain import dispatch, leases, operations
-from app.domain.operations import Subject
+from app.domain.operations import OperationKind, Subject
 from app.models import Operation, OperationStatus
 from app.runtime import Runtime
 from tests.domain.operation_bench import (
@@ -178,15 +178,12 @@ async def test_the_due_are_found_by_the_partial_index(runtime: Runtime) -> None:
         ),
     )
     await within(runtime, lambda session: session.execute(text("ANALYZE operations")))
-    plan = await within(
-        runtime,
-        lambda session: session.scalars(
-            text(
-                "EXPLAIN SELECT id FROM operations WHERE status IN ('QUEUED', 'WAITING')"
-                " AND queue IN ('deploy', 'default') AND run_after <= now() ORDER BY run_after LIMIT 100"
-            )
-        ),
+    due = dispatch.due(list(OperationKind), ring_again=timedelta(seconds=10), limit=100)
+    statement = due.compile(
+        dialect=make_url("postgresql+asyncpg://").get_dialect()(), compile_kwargs={"literal_binds": True}
     )
+
+    plan = await within(runtime, lambda session: session.scalars(text(f"EXPLAIN {statement}")))
 
     assert "ix_operations_due" in "\n".join(plan)
 

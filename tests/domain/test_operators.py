@@ -221,9 +221,20 @@ def check_story(deployment: Deployment, told: list[Event]) -> None:
     assert story.differences(deployment) == []
 
 
+WORKS_ON = {
+    "deploy_to_connector": {LaneStatus.PENDING, LaneStatus.PUSHING, LaneStatus.WAITING_PLANE},
+    "measure_ring": {LaneStatus.MEASURING, LaneStatus.WAITING_PLANE},
+    "execute_rollback": {LaneStatus.ROLLING_BACK},
+}
+"""In which states of its lane work of each kind moves it."""
+
+
 async def moving(session: AsyncSession, deployment: Deployment) -> bool:
-    """Whether work of the deployment is due or running, so that something happens by itself."""
+    """Whether work that is due or running has something to do, so that something happens by itself."""
     query = select(Operation).where(
         Operation.deployment_id == deployment.id, Operation.status.not_in(operations.ENDED)
     )
-    return bool((await session.scalars(query)).all())
+    status = {str(lane.id): lane.status for lane in deployment.lanes}
+    return any(
+        status.get(work.subject_id) in WORKS_ON.get(work.kind, ()) for work in await session.scalars(query)
+    )

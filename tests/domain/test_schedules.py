@@ -65,7 +65,8 @@ async def test_a_tick_enqueues_its_work_once(session: AsyncSession) -> None:
     again = await schedules.tick(session, [known])
 
     assert again == []
-    work = await operations.get(session, operation_id)
+    [work] = await operations.find(session, limit=9, kind=EVENTS)
+    assert work.id == operation_id
     (tick,) = await ticks(session)
     assert (work.kind, work.subject_id) == (EVENTS.value, "history")
     assert work.args == {"of": "all", "tick": tick.tick.isoformat()}

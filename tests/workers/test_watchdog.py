@@ -52,12 +52,9 @@ def test_what_has_outlived_its_limit_by_fifteen_seconds_ends_the_process(
     assert ended == [EXIT_CODE]
 
 
-def test_what_has_ended_or_is_told_to_end_later_ends_nothing(
-    watchdog: Watchdog, clock: Clock, ended: list[int]
-) -> None:
+def test_what_has_ended_ends_nothing(watchdog: Watchdog, clock: Clock, ended: list[int]) -> None:
     watchdog.watch("job", 110.0)
     watchdog.watch("other", 300.0)
-    watchdog.hasten("job", 200.0)
     watchdog.hasten("unknown", 1.0)
     watchdog.release("job")
 
@@ -65,6 +62,18 @@ def test_what_has_ended_or_is_told_to_end_later_ends_nothing(
     watchdog.look()
 
     assert ended == []
+
+
+def test_what_is_told_to_end_later_ends_when_it_was_to(
+    watchdog: Watchdog, clock: Clock, ended: list[int]
+) -> None:
+    watchdog.watch("job", 110.0)
+    watchdog.hasten("job", 200.0)
+
+    clock.now = 125.1
+    watchdog.look()
+
+    assert ended == [EXIT_CODE]
 
 
 def test_what_was_told_to_end_must_end_sooner(watchdog: Watchdog, clock: Clock, ended: list[int]) -> None:
