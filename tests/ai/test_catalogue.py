@@ -9,7 +9,7 @@ from app.resilience import Breakers
 from app.resilience.errors import AuthError, PermanentError
 from tests.ai.conftest import KEY, Connect
 from tests.ai.dialects import ANTHROPIC, OPENAI, Dialect, Said, pouring, whole
-from tests.connectors.contract_check import Exchange
+from tests.connectors.contract_check import ABSENT, Exchange
 from tests.logs import captured_lines
 from tests.resilience.misbehaving import answer, misbehaving
 
@@ -61,7 +61,7 @@ async def test_a_check_tells_whether_the_model_is_listed(connect: Connect, diale
     assert known == "127.0.0.1 answered and lists the model m-1"
     assert unknown == "127.0.0.1 answered and does not list the model m-2"
     if not dialect.contract.is_at_hand:
-        pytest.skip("the folder of the vendors' contracts is not here")
+        pytest.skip(ABSENT)
     path, _, query = server.received[0].target.partition("?")
     exchange = Exchange("GET", path, query, b"", 200, str(LISTS[dialect.name]).encode(), staged=True)
     assert dialect.contract.problems(exchange) == []

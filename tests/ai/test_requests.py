@@ -24,7 +24,7 @@ from tests.ai.dialects import (
     pouring,
     whole,
 )
-from tests.connectors.contract_check import Contract, Exchange
+from tests.connectors.contract_check import ABSENT, Contract, Exchange
 from tests.resilience.misbehaving import Received, misbehaving
 
 BARE = Ask("", (UserTurn("Hi"),))
@@ -33,7 +33,7 @@ ASKS = pytest.mark.parametrize("ask", [ASK, LONG_ASK, BARE], ids=["short", "long
 
 def held_against(contract: Contract, request: Received, answer: bytes, *, staged: bool = False) -> list[str]:
     if not contract.is_at_hand:
-        pytest.skip("the folder of the vendors' contracts is not here")
+        pytest.skip(ABSENT)
     path, _, query = request.target.partition("?")
     body = json.loads(request.body)
     if contract is not OPENAI.contract:
@@ -73,7 +73,7 @@ async def test_the_whole_answers_of_these_tests_are_as_the_contract_says(
 @pytest.mark.parametrize("said", [Said(), CALLING], ids=["text", "calls"])
 def test_the_chunks_of_these_tests_are_as_the_contract_says(said: Said) -> None:
     if not OPENAI.contract.is_at_hand:
-        pytest.skip("the folder of the vendors' contracts is not here")
+        pytest.skip(ABSENT)
     schema = "#/components/schemas/CreateChatCompletionStreamResponse"
     told = [problem for chunk in OPENAI.chunks(said) for problem in OPENAI.contract._errors(schema, chunk)]
 

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sandbox.main import create_app
-from tests.sandbox.contract import FOLDER, Contract
+from tests.connectors.contract_check import CONTRACTS
+from tests.sandbox.contract import Contract
 from tests.sandbox.stage import Stage
 from tests.sandbox.tenant import Clock, Tenant
 
@@ -14,7 +15,7 @@ from tests.sandbox.tenant import Clock, Tenant
 @pytest.fixture(scope="session")
 def graph_contract() -> Contract | None:
     """Graph v1.0, where the contracts are at hand."""
-    path = FOLDER / "microsoft-graph.openapi.json"
+    path = CONTRACTS / "microsoft-graph.openapi.json"
     return Contract(path, below="/intune/v1.0") if path.exists() else None
 
 

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 import sandbox
-from tests.sandbox.contract import ABSENT, Contract
+from tests.connectors.contract_check import ABSENT
+from tests.sandbox.contract import Contract
 from tests.sandbox.tenant import APPS, WIN32, Clock, Tenant, app_body
 
 CLIENT_REQUEST_ID = "7c1e9c2e-54a5-4f62-8d4d-2a9a1a1f5f11"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.contract import ABSENT, FOLDER
+from tests.connectors.contract_check import ABSENT, CONTRACTS
 from tests.sandbox.tenant import REPORT, SETTLED, Clock, Tenant, assign_all, assignment, devices, plan
 
 
@@ -44,7 +44,7 @@ def test_a_report_is_a_byte_stream_of_at_most_1000_rows(tenant: Tenant, clock: C
 
 
 def test_a_report_has_the_form_of_the_vendors_example(tenant: Tenant) -> None:
-    path = FOLDER / "intune-reports.examples.json"
+    path = CONTRACTS / "intune-reports.examples.json"
     if not path.exists():
         pytest.skip(ABSENT)
     example = json.loads(path.read_text())["retrieveDeviceAppInstallationStatusReport"]

@@ -11,9 +11,8 @@ import httpx
 import pytest
 
 from sandbox.scripted_model import MODEL
-from tests.connectors.contract_check import Contract
+from tests.connectors.contract_check import ABSENT, Contract
 from tests.sandbox.provider import (
-    ABSENT,
     ANTHROPIC,
     OPENAI,
     AnthropicClient,
