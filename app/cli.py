@@ -16,7 +16,7 @@ from setproctitle import setproctitle
 
 from app import assistant_command, audit_command, deployments_command, serving
 from app.errors import ControlPlaneError
-from app.settings import Settings, describe_errors, unknown_variables
+from app.settings import Settings, unknown_variables, what_is_wrong
 from app.terminal import (
     URL,
     ApiToken,
@@ -62,7 +62,7 @@ def main() -> None:
     try:
         cli(prog_name="eucora")
     except ValidationError as error:
-        fail("\n".join(["the settings are wrong:", *describe_errors(error)]), code=2)
+        fail(what_is_wrong(error), code=2)
     except ControlPlaneError as error:
         fail(error.detail, code=1)
 
@@ -125,13 +125,13 @@ def api(
     grace: Annotated[int, typer.Option(help="Seconds that open requests get at the end.")] = 20,
 ) -> None:
     """Run the API."""
-    serving.become("api", host, str(port), str(grace))
+    become(serving.command("api", host, str(port), str(grace)))
 
 
 @cli.command()
 def worker() -> None:
     """Run one worker process; start one per core, on as many machines as you like."""
-    serving.become("worker")
+    become(serving.command("worker"))
 
 
 @cli.command()
@@ -324,22 +324,27 @@ FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True}
 def test(arguments: typer.Context) -> None:
     """Run the tests of a checkout, three processes side by side (``-n 0``: one). Arguments go to pytest."""
     options = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
-    become("tests", "pytest", [*options, *arguments.args])
+    become_in_checkout("tests", "pytest", *options, *arguments.args)
 
 
 @cli.command(context_settings=FORWARDING, add_help_option=False)
 def bench(arguments: typer.Context) -> None:
     """Measure a checkout beside other libraries (``bench --help``: what there is to measure)."""
-    become("bench", "bench", arguments.args)
+    become_in_checkout("bench", "bench", *arguments.args)
 
 
-def become(folder: str, module: str, arguments: list[str]) -> NoReturn:
-    """Run a module in place of this process, in the checkout that has the folder."""
+def become_in_checkout(folder: str, module: str, *arguments: str) -> NoReturn:
+    """Be a module, in the checkout that has the folder."""
     root = Path(__file__).resolve().parent.parent
     if not (root / folder).exists():
         fail(f"{root} has no {folder}: this runs in a checkout", code=2)
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - an argument list, no shell
+    become((sys.executable, "-m", module, *arguments))
+
+
+def become(command: tuple[str, ...]) -> NoReturn:
+    """Be what this command starts, in place of this process."""
+    os.execv(command[0], command)  # noqa: S606 - an argument list, no shell
 
 
 if __name__ == "__main__":

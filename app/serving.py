@@ -6,12 +6,10 @@ there, and would use for nothing that happens here.
 """
 
 import gc
-import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import NoReturn
 
 TERMINALS = ("rich", "pygments")
 """What structlog and httpx draw tracebacks and answers with, on a terminal."""
@@ -19,11 +17,6 @@ OF_A_WORKER = (*TERMINALS, "click")
 """And what serves nobody."""
 TOKENS = "jwt"
 """What redis reads tokens with that we do not give it; it brings all of cryptography."""
-
-
-def become(name: str, *arguments: str) -> NoReturn:
-    """Be that process, in place of this one."""
-    os.execv(sys.executable, command(name, *arguments))  # noqa: S606 - an argument list, no shell
 
 
 def command(name: str, *arguments: str) -> tuple[str, ...]:
@@ -78,12 +71,12 @@ def main(name: str, *arguments: str) -> None:
     from pydantic import ValidationError
 
     from app.errors import ControlPlaneError
-    from app.settings import describe_errors
+    from app.settings import what_is_wrong
 
     try:
         serve_api(*arguments) if name == "api" else work()
     except ValidationError as error:
-        sys.stderr.write("\n".join(["eucora: the settings are wrong:", *describe_errors(error), ""]))
+        sys.stderr.write(f"eucora: {what_is_wrong(error)}\n")
         sys.exit(2)
     except ControlPlaneError as error:
         sys.stderr.write(f"eucora: {error.detail}\n")

@@ -185,9 +185,10 @@ def _passwords(url: str) -> set[str]:
     return {*before, *map(unquote, before), *among, *map(unquote_plus, among)}
 
 
-def describe_errors(error: ValidationError) -> list[str]:
-    """What is wrong, one line per variable; values are not repeated, they may be secrets."""
-    return [f"EUCORA_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+def what_is_wrong(error: ValidationError) -> str:
+    """A line, and one per variable; values are not repeated, they may be secrets."""
+    lines = [f"EUCORA_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+    return "\n".join(["the settings are wrong:", *lines])
 
 
 OF_THE_COMMAND_LINE = ["EUCORA_URL", "EUCORA_TOKEN"]

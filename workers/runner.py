@@ -191,9 +191,8 @@ class Run:
         work = asyncio.create_task(self._work())
         self._have_watched(work)
         first = min(FIRST_BEAT, self.limits.heartbeat)
-        beating = asyncio.get_running_loop().call_later(
-            first, self._begin_to_beat
-        )  # short work needs no task
+        # Not a task yet: short work needs none.
+        beating = asyncio.get_running_loop().call_later(first, self._begin_to_beat)
         try:
             outcome = await self._record(await self._ending(work))
             self._tell(outcome)

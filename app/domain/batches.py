@@ -9,13 +9,11 @@ Whoever is not among those returned goes alone, through ``leases``, and hears th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import MappingProxyType
 from uuid import UUID
 
 import asyncpg
 
-from app.domain.leases import CLAIMABLE, LEFT, SHOWN, TAKEN, Claimed
-from app.domain.operations import OperationKind, Subject
+from app.domain.leases import CLAIMABLE, LEFT, SHOWN, TAKEN, Claimed, as_claimed
 from app.models.base import Json
 from app.storable import storable_json
 
@@ -61,7 +59,7 @@ async def claim(
 ) -> dict[UUID, Claimed]:
     """Take those that are due and that nobody has or is about to have; see ``leases.claim``."""
     rows = await connection.fetch(CLAIM, list(ids), owner, lease)
-    return {row["id"]: _claimed(row) for row in rows}
+    return {row["id"]: as_claimed(row) for row in rows}
 
 
 async def succeed(connection: asyncpg.Connection, successes: Sequence[Success]) -> set[UUID]:
@@ -69,21 +67,3 @@ async def succeed(connection: asyncpg.Connection, successes: Sequence[Success]) 
     columns = ([each.id for each in successes], [each.fence for each in successes])
     rows = await connection.fetch(SUCCEED, *columns, [each.result for each in successes])
     return {row["id"] for row in rows}
-
-
-def _claimed(row: asyncpg.Record) -> Claimed:
-    return Claimed(
-        id=row["id"],
-        kind=OperationKind(row["kind"]),
-        subject=Subject(row["subject_type"], row["subject_id"]),
-        deployment_id=row["deployment_id"],
-        correlation_id=row["correlation_id"],
-        attempt=row["attempt"],
-        max_attempts=row["max_attempts"],
-        deferrals=row["deferrals"],
-        fence=row["fence"],
-        deadline=row["deadline"],
-        args=MappingProxyType(row["args"]),
-        last_error=row["error"],
-        checkpoint=row["checkpoint"],
-    )

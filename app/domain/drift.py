@@ -2,7 +2,7 @@
 """What planes have against what was decided: differences seen, believed, repaired in bounds, escalated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -81,7 +81,7 @@ async def record(
     deployment, lane = await lanes.lock_lane(session, lane_id)
     lane.looked_at = max(now, tick)
     known = {drift.type: drift for drift in await _unresolved(session, lane_id)}
-    found = {finding.type: finding for finding in findings}
+    found = {each.type: replace(each, detail=storable(each.detail)) for each in findings}
     for kind in DriftType:
         drift, finding = known.get(kind), found.get(kind)
         if finding is None and drift is not None:
@@ -130,7 +130,7 @@ def _suspicion(lane: RingDeployment, finding: Finding, now: datetime) -> Drift:
         type=finding.type,
         severity=SEVERITIES[finding.type],
         status_since=now,
-        detail=storable(finding.detail),
+        detail=finding.detail,
         expected=dict(finding.expected),
         observed=dict(finding.observed),
         first_seen_at=now,
@@ -140,7 +140,7 @@ def _suspicion(lane: RingDeployment, finding: Finding, now: datetime) -> Drift:
 
 def _see_again(drift: Drift, finding: Finding, now: datetime) -> None:
     drift.seen += 1
-    drift.last_seen_at, drift.detail, drift.observed = now, storable(finding.detail), dict(finding.observed)
+    drift.last_seen_at, drift.detail, drift.observed = now, finding.detail, dict(finding.observed)
 
 
 async def _act(

@@ -12,7 +12,18 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Interval, Result, Row, bindparam, func, null, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Result,
+    RowMapping,
+    bindparam,
+    func,
+    null,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -116,25 +127,26 @@ async def claim(
     The attempt is counted here, so that work which kills its process runs out of attempts too.
     """
     values = {"id": operation_id, "owner": owner, "lease": lease}
-    row = (await connection.execute(CLAIM, values)).one_or_none()
-    return None if row is None else _as_claimed(row)
+    row = (await connection.execute(CLAIM, values)).mappings().one_or_none()
+    return None if row is None else as_claimed(row)
 
 
-def _as_claimed(row: Row[Any]) -> Claimed:
+def as_claimed(row: RowMapping) -> Claimed:
+    """Of a row with what ``SHOWN`` names; the driver's own does as well."""
     return Claimed(
-        id=row.id,
-        kind=OperationKind(row.kind),
-        subject=Subject(row.subject_type, row.subject_id),
-        deployment_id=row.deployment_id,
-        correlation_id=row.correlation_id,
-        attempt=row.attempt,
-        max_attempts=row.max_attempts,
-        deferrals=row.deferrals,
-        fence=row.fence,
-        deadline=row.deadline,
-        args=MappingProxyType(row.args),
-        last_error=row.error,
-        checkpoint=row.checkpoint,
+        id=row["id"],
+        kind=OperationKind(row["kind"]),
+        subject=Subject(row["subject_type"], row["subject_id"]),
+        deployment_id=row["deployment_id"],
+        correlation_id=row["correlation_id"],
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+        deferrals=row["deferrals"],
+        fence=row["fence"],
+        deadline=row["deadline"],
+        args=MappingProxyType(row["args"]),
+        last_error=row["error"],
+        checkpoint=row["checkpoint"],
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from app.domain.operations import OperationKind
 from app.models import Deployment, DeploymentStatus, Operation, OperationStatus, Ring, new_id
 from app.runtime import Runtime, open_runtime
 from app.sandbox_targets import sandbox_targets
-from app.settings import Settings
+from app.settings import BreakerSettings, Settings
 from sandbox.main import create_app
 from tests.factories import accept, make_intent
 from tests.sandbox.stage import Stage
@@ -30,6 +31,7 @@ from tests.wire import PLAIN
 from tests.workers.conftest import product_runner, run_once
 
 SCALE = 0.05
+NO_BREAKER = {"jamf": BreakerSettings(fail_max=1000, minimum_calls=1000)}
 EXAMPLES = {Plane.ANSIBLE: "ansible-example-agent", Plane.INTUNE: "firefox", Plane.JAMF: "jamf-firefox"}
 
 
@@ -45,6 +47,16 @@ class Rollout:
     async def fleet(self, **odds: Any) -> None:
         rings = {"LAB": {"devices": 10, "delay": [0.0, 1.0], **odds}}
         (await self.http.put(f"/{self.plane}/_sandbox/fleet", json={"rings": rings})).raise_for_status()
+
+    async def faults(self, *items: dict[str, Any]) -> None:
+        """What goes wrong at the plane from now on; nothing, without items."""
+        answer = await self.http.put(f"/{self.plane}/_sandbox/faults", json={"items": list(items)})
+        answer.raise_for_status()
+
+    async def asked(self, pattern: str) -> int:
+        """How many requests the plane had like this one: a method and a path, as a shell pattern."""
+        told = (await self.http.get(f"/{self.plane}/_sandbox/requests")).raise_for_status().json()
+        return sum(number for call, number in told["counts"].items() if fnmatch(call, pattern))
 
     async def submit(self, sandbox_url: str, **overrides: Any) -> None:
         targets = {
@@ -119,3 +131,8 @@ async def opened(
 async def pushed(rollout: Rollout, stage: Stage, **overrides: Any) -> None:
     await rollout.submit(stage.url, **overrides)
     assert (await rollout.run(OperationKind.DEPLOY_TO_CONNECTOR)).status is OperationStatus.SUCCEEDED
+
+
+async def pages_read(rollout: Rollout) -> int:
+    """How many pages of Jamf's inventory were asked for."""
+    return await rollout.asked("* */v4/computers-inventory")

@@ -2,8 +2,6 @@
 """One lane pushed and taken back, step by step, while its plane fails at one of them."""
 
 from collections.abc import AsyncIterator
-from fnmatch import fnmatch
-from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -16,28 +14,16 @@ from app.models.deployment import DeploymentPlane, WayBack
 from app.settings import BreakerSettings, Settings
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
-from tests.workers.rollouts import Rollout, opened, pushed
+from tests.workers.rollouts import NO_BREAKER, Rollout, opened, pushed
 
 PUSH, TAKE_BACK = OperationKind.DEPLOY_TO_CONNECTOR, OperationKind.EXECUTE_ROLLBACK
 PACKAGE, POLICY = "/v1/packages", "/policies/id/*"
-NO_BREAKER = {"jamf": BreakerSettings(fail_max=1000, minimum_calls=1000)}
 
 
 @pytest.fixture
 async def rollout(settings: Settings, stage: Stage) -> AsyncIterator[Rollout]:
     async with opened(settings, stage, plane=Plane.JAMF, breakers=NO_BREAKER) as made:
         yield made
-
-
-async def faults(rollout: Rollout, *items: dict[str, Any]) -> None:
-    answer = await rollout.http.put("/jamf/_sandbox/faults", json={"items": list(items)})
-    answer.raise_for_status()
-
-
-async def created(rollout: Rollout, path: str) -> int:
-    """How many requests the plane had that make such an object."""
-    told = (await rollout.http.get("/jamf/_sandbox/requests")).raise_for_status().json()
-    return sum(n for call, n in told["counts"].items() if fnmatch(call, f"POST *{path}"))
 
 
 async def ended(rollout: Rollout, kind: OperationKind) -> Operation:
@@ -59,12 +45,12 @@ async def test_a_plane_that_was_away_is_asked_first_and_goes_on(settings: Settin
     quick = {"jamf": BreakerSettings(fail_max=1, reset_timeout=0.2)}
     async with opened(settings, stage, plane=Plane.JAMF, breakers=quick) as rollout:
         await rollout.submit(stage.url)
-        await faults(rollout, {"status": 503})
+        await rollout.faults({"status": 503})
         waiting = await rollout.run(PUSH)
         assert (waiting.status, waiting.attempt) == (OperationStatus.WAITING, 0)
         assert await lane_status(rollout) is LaneStatus.WAITING_PLANE
 
-        await faults(rollout)
+        await rollout.faults()
 
         assert (await ended(rollout, PUSH)).status is OperationStatus.SUCCEEDED
         assert await lane_status(rollout) is LaneStatus.MEASURING
@@ -77,22 +63,22 @@ async def test_what_was_carried_out_unheard_is_found_and_not_done_again(
     rollout: Rollout, stage: Stage, path: str, step: str
 ) -> None:
     await rollout.submit(stage.url)
-    await faults(rollout, {"method": "POST", "path": f"*{path}", "reset": True, "after": True})
+    await rollout.faults({"method": "POST", "path": f"*{path}", "reset": True, "after": True})
     await rollout.run(PUSH)
     assert (await rollout.ledger())[step] == "UNKNOWN"
-    before = await created(rollout, path)
+    before = await rollout.asked(f"POST *{path}")
     assert before
 
-    await faults(rollout)
+    await rollout.faults()
 
     assert (await ended(rollout, PUSH)).status is OperationStatus.SUCCEEDED
     assert (await rollout.ledger())[step] == "CONFIRMED"
-    assert await created(rollout, path) == before
+    assert await rollout.asked(f"POST *{path}") == before
 
 
 async def test_a_refusal_is_in_the_ledger_and_ends_the_push(rollout: Rollout, stage: Stage) -> None:
     await rollout.submit(stage.url)
-    await faults(rollout, {"method": "POST", "path": f"*{PACKAGE}", "status": 400})
+    await rollout.faults({"method": "POST", "path": f"*{PACKAGE}", "status": 400})
 
     assert (await rollout.run(PUSH)).status is OperationStatus.FAILED
     assert (await rollout.ledger())["publish"] == "REJECTED"
@@ -104,16 +90,16 @@ async def test_a_removal_that_was_carried_out_unheard_is_found_and_not_done_agai
 ) -> None:
     await pushed(rollout, stage)
     await rollout.order(rollback.begin)
-    await faults(rollout, {"method": "POST", "path": f"*{POLICY}", "reset": True, "after": True})
+    await rollout.faults({"method": "POST", "path": f"*{POLICY}", "reset": True, "after": True})
     await rollout.run(TAKE_BACK)
     assert (await rollout.ledger())["LAB/remove"] == "UNKNOWN"
-    before = await created(rollout, POLICY)
+    before = await rollout.asked(f"POST *{POLICY}")
 
-    await faults(rollout)
+    await rollout.faults()
 
     assert (await ended(rollout, TAKE_BACK)).status is OperationStatus.SUCCEEDED
     assert (await rollout.ledger())["LAB/remove"] == "CONFIRMED"
-    assert await created(rollout, POLICY) == before
+    assert await rollout.asked(f"POST *{POLICY}") == before
 
 
 @pytest.mark.parametrize(("before", "way_back"), [("1.0", WayBack.RETURN), ("0.9", WayBack.REMOVE)])

@@ -16,7 +16,7 @@ from app.models import Operation, OperationStatus
 from app.settings import Settings
 from tests.sandbox.stage import Stage
 from tests.workers.conftest import product_runner, run_once
-from tests.workers.rollouts import Rollout, opened, pushed
+from tests.workers.rollouts import Rollout, opened, pages_read, pushed
 from workers.readings import READ_ON
 
 MEASURE, TAKE_BACK = OperationKind.MEASURE_RING, OperationKind.EXECUTE_ROLLBACK
@@ -39,12 +39,6 @@ async def once(rollout: Rollout, kind: OperationKind) -> Operation:
         await operations.hasten(session, rollout.id)
     kinds = {kind: replace(rules, soft_limit=timedelta(0)) for kind, rules in KINDS.items()}
     return await run_once(product_runner(rollout.runtime, kinds=kinds), found.id)
-
-
-async def pages_read(rollout: Rollout) -> int:
-    """How many pages of the inventory were asked for."""
-    told = (await rollout.http.get("/jamf/_sandbox/requests")).raise_for_status().json()
-    return sum(number for call, number in told["counts"].items() if call.endswith("/v4/computers-inventory"))
 
 
 async def test_a_reading_that_takes_longer_than_one_run_comes_to_its_end(rollout: Rollout) -> None:

@@ -20,14 +20,13 @@ from tests.logs import captured_lines
 from tests.sandbox.stage import Stage
 from tests.waiting import eventually
 from tests.workers.conftest import product_runner, run_once
-from tests.workers.rollouts import Rollout, opened, pushed
+from tests.workers.rollouts import NO_BREAKER, Rollout, opened, pages_read, pushed
 from workers.readings import READ_ON
 from workers.reconciliation import LONGEST
 
 LANES = 3
 TICK = datetime(2026, 6, 1, 12, tzinfo=UTC)
 GONE = {"method": "GET", "path": "*/policies/name/*", "status": 404}
-NO_BREAKER = {"jamf": BreakerSettings(fail_max=1000, minimum_calls=1000)}
 
 
 @dataclass(slots=True)
@@ -40,11 +39,7 @@ class Bench:
     async def fault(self, lane: int, **fault: Any) -> None:
         """What the plane answers to whoever asks about one lane; to all of them, without ``lane``."""
         row = await self.row(lane)
-        await self.faults({"method": "GET", "path": f"*/v1/packages/{row.external_id}", **fault})
-
-    async def faults(self, *items: dict[str, Any]) -> None:
-        answer = await self.rollout.http.put("/jamf/_sandbox/faults", json={"items": list(items)})
-        answer.raise_for_status()
+        await self.rollout.faults({"method": "GET", "path": f"*/v1/packages/{row.external_id}", **fault})
 
     async def row(self, lane: int) -> RingDeployment:
         async with self.rollout.runtime.transaction() as session:
@@ -138,7 +133,7 @@ async def test_a_lane_that_cannot_be_read_costs_only_its_own_look(
 
 
 async def test_what_is_not_readable_is_neither_fine_nor_gone(bench: Bench) -> None:
-    await bench.faults(GONE)
+    await bench.rollout.faults(GONE)
     await bench.run(await bench.tick())
     await bench.fault(0, status=500)
 
@@ -151,14 +146,14 @@ async def test_what_is_not_readable_is_neither_fine_nor_gone(bench: Bench) -> No
 
 
 async def test_what_is_gone_is_put_back_once(bench: Bench) -> None:
-    await bench.faults(GONE)
+    await bench.rollout.faults(GONE)
     await bench.run(await bench.tick())
     await bench.execute("UPDATE drifts SET first_seen_at = first_seen_at - interval '1 hour'")
     await bench.look_again()
     ordered = await bench.repairs()
     assert len(ordered) == LANES
 
-    await bench.faults()
+    await bench.rollout.faults()
     done = [await bench.run(work) for work in ordered]
 
     assert [row.result for row in done] == [{"outcome": "repaired"}] * LANES
@@ -169,7 +164,7 @@ async def test_what_is_gone_is_put_back_once(bench: Bench) -> None:
 
 
 async def test_a_plane_that_asks_to_wait_defers_all_looks_and_spends_no_attempt(bench: Bench) -> None:
-    await bench.faults({"method": "GET", "status": 429, "headers": {"Retry-After": "100"}})
+    await bench.rollout.faults({"method": "GET", "status": 429, "headers": {"Retry-After": "100"}})
 
     waiting = await bench.run(await bench.tick())
 
@@ -217,7 +212,7 @@ async def test_a_lane_that_had_only_the_rest_of_a_run_comes_first_in_the_next(be
 
     await bench.run(work, hard_limit=3, soft_limit=2.5)
     assert await bench.looked_at() == [True, False, False]
-    await bench.faults()
+    await bench.rollout.faults()
     done = await bench.ended(work)
 
     assert done.result == {"outcome": "looked", "not_readable": 0}
@@ -249,20 +244,15 @@ async def states(bench: Bench) -> set[InstallState]:
     return {report.state async for page in pages for report in page.reports}
 
 
-async def pages_read(bench: Bench) -> int:
-    told = (await bench.rollout.http.get("/jamf/_sandbox/requests")).raise_for_status().json()
-    return sum(number for call, number in told["counts"].items() if call.endswith("/v4/computers-inventory"))
-
-
 async def test_the_devices_of_a_big_lane_are_read_run_by_run(big: Bench) -> None:
-    before, work = await pages_read(big), await big.tick()
+    before, work = await pages_read(big.rollout), await big.tick()
 
     for _ in range(PAGES):
         assert (await big.run(work, soft_limit=0)).status is OperationStatus.WAITING
     done = await big.ended(work, soft_limit=0)
 
     assert done.result == {"outcome": "looked", "not_readable": 0}
-    assert await pages_read(big) == before + PAGES
+    assert await pages_read(big.rollout) == before + PAGES
     async with big.rollout.runtime.transaction() as session:
         found = (await session.scalars(select(Drift))).one()
     assert (found.type.value, found.observed["devices"]) == ("compliance_drift", 0)
@@ -281,13 +271,13 @@ async def test_a_lane_that_is_read_for_too_long_gives_way_to_others(big: Bench) 
 
 
 async def test_what_was_read_long_ago_is_read_again(big: Bench) -> None:
-    before, work = await pages_read(big), await big.tick()
+    before, work = await pages_read(big.rollout), await big.tick()
     first = await big.run(work, soft_limit=0)
     await alter_reading(big, first, {"at": (datetime.now(UTC) - READ_ON - timedelta(seconds=1)).isoformat()})
 
     await big.ended(work)
 
-    assert await pages_read(big) == before + 1 + PAGES
+    assert await pages_read(big.rollout) == before + 1 + PAGES
 
 
 async def alter_reading(bench: Bench, work: Operation, change: dict[str, str]) -> None:

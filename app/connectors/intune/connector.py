@@ -178,10 +178,8 @@ class Intune(AbsentParts):
         self, app: App, external_id: str, checkpoint: Mapping[str, Any] | None
     ) -> AsyncGenerator[UploadProgress, None]:
         """Spool, encrypt, send in blocks, commit and publish; nothing where content is committed already."""
-        from app.connectors.intune.upload import (
-            Pace,
-            Upload,
-        )  # with cryptography, which idle workers do without
+        # With cryptography, which idle workers do without.
+        from app.connectors.intune.upload import Pace, Upload
 
         pace = Pace(self._settings.block_bytes, self._settings.poll_interval, self._settings.patience)
         secret = self._settings.client_secret.get_secret_value()
