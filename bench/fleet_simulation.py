@@ -134,9 +134,8 @@ class Lane:
         interval = self.policy.interval(timedelta(seconds=age))
         known = self.outcomes(age)
         stride = self.stride(now, MEASURE, known, interval)
-        gain = planner.soaked(
-            timedelta(0), since=moment(0), now=moment(stride.apart), interval=interval
-        )  # of each measurement
+        # Of each measurement.
+        gain = planner.soaked(timedelta(0), since=moment(0), now=moment(stride.apart), interval=interval)
         number = stride.number
         if self.soaked < self.gate.soak:
             number = min(number, ceil((self.gate.soak - self.soaked) / gain))

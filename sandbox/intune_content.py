@@ -241,9 +241,8 @@ class Contents:
         if file["id"] not in self._files:
             return
         known = self._files[file["id"]]
-        commit = (
-            known["commit"] if verdict else {"ready": known["commit"]["ready"]}
-        )  # good keys are forgotten
+        # Good keys are forgotten.
+        commit = known["commit"] if verdict else {"ready": known["commit"]["ready"]}
         self._files.put(file["id"], {**known, "commit": commit, "verdict": verdict})
         if not verdict:
             await asyncio.to_thread(shutil.rmtree, folder)

@@ -162,10 +162,8 @@ class Relay:
         try:
             async with self._runtime.transaction() as session:
                 operation = await dispatch.give_up(session, operation_id, ended=self._ended)
-        except Exception:
-            log.exception(
-                "not_given_up", operation_id=str(operation_id)
-            )  # the others must not wait for this one
+        except Exception:  # the others must not wait for this one
+            log.exception("not_given_up", operation_id=str(operation_id))
             return
         if operation is not None:
             log.warning("operation_given_up", operation_id=str(operation_id), status=operation.status.value)

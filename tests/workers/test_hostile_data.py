@@ -140,9 +140,8 @@ def with_secrets(settings: Settings) -> Settings:
     planes = {"jamf": {"client_id": SecretStr("me"), "client_secret": SecretStr("plane-Secret-77aa")}}
     first = SecretStr("eucora_first-token-of-all")
     assert settings.database_url is not None
-    url = make_url(settings.database_url.get_secret_value()).set(
-        password="db-pass-4f2c9a"
-    )  # nobody looks at it
+    # Nobody looks at this password.
+    url = make_url(settings.database_url.get_secret_value()).set(password="db-pass-4f2c9a")
     own = {"database_url": SecretStr(url.render_as_string(hide_password=False))}
     return settings.model_copy(update={"bootstrap_token": first, "planes": planes, **own})
 
