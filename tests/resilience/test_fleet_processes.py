@@ -98,7 +98,7 @@ async def test_half_open_lets_one_request_of_three_hundred_callers_through(valke
         await open_everywhere(fleet, server)
         begun = len(server.received)
         server.script = [fail_then_heal]
-        # So many that what is left for Redis answers in time.
+        # Fifty at once: what that leaves to Redis is answered in time.
         ends = await all_do(fleet, "until_good", at_once=50, pause=0.1)
 
     assert seen_at_end[:2] == [1, 2]  # nobody came beside the failed probe, nobody beside the good one
