@@ -10,17 +10,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import asyncpg
 import httpx
 
 from app import examples, supervisor
 from app.connectors.catalogue import MANIFESTS
+from app.database import database_url
 from app.supervisor import Installation
 from bench import limits
 from bench.installation import answering_process, installed
 from bench.load import Load, send
 from bench.report import Comparison, Goal, Report
 from bench.rounds import Once, Size, alternate
+from tests.databases import as_text, connected
 
 OURS, EMPTY, STATEMENT = "this product's accept", "an empty POST", "one statement by asyncpg"
 PREDECESSOR = 0.041
@@ -110,28 +111,20 @@ def submissions(installation: Installation, body: str, count: int, *, pace: floa
 
 async def require_stored(installation: Installation, count: int) -> None:
     """Every submission with its lanes, its operation and its event, or nothing was measured."""
-    connection = await asyncpg.connect(database_of(installation))
-    for table, expected in {"deployments": 1, "ring_deployments": 5, "operations": 1, "events": 1}.items():
-        stored = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608 - our own names
-        if stored < count * expected:
-            raise SystemExit(f"{table} holds {stored} rows of {count * expected}: nothing was measured")
-    await connection.close()
-
-
-def database_of(installation: Installation) -> str:
-    """Its address for asyncpg."""
-    url = installation.settings.database_url
-    assert url is not None
-    return url.get_secret_value()
+    tables = {"deployments": 1, "ring_deployments": 5, "operations": 1, "events": 1}
+    async with connected(database_url(installation.settings)) as connection:
+        for table, expected in tables.items():
+            stored = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608 - our own names
+            if stored < count * expected:
+                raise SystemExit(f"{table} holds {stored} rows of {count * expected}: nothing was measured")
 
 
 @asynccontextmanager
 async def limits_server(installation: Installation) -> AsyncIterator[str]:
     """The limits on the same database, in a process of their own; their address."""
-    database_url, port = database_of(installation), supervisor.free_port()
-    connection = await asyncpg.connect(database_url)
-    await connection.execute(limits.TABLES)
-    await connection.close()
-    command = ("bench.limits", str(port), database_url)
-    async with answering_process(port, "/openapi.json", *command) as url:
-        yield url
+    url, port = database_url(installation.settings), supervisor.free_port()
+    async with connected(url) as connection:
+        await connection.execute(limits.TABLES)
+    command = ("bench.limits", str(port), as_text(url.set(drivername="postgresql")))
+    async with answering_process(port, "/openapi.json", *command) as address:
+        yield address

@@ -24,11 +24,13 @@ from app import examples
 from app.client import Client
 from app.connectors.catalogue import MANIFESTS
 from app.connectors.contract import Call, Capability, Plane
+from app.database import database_url
 from app.domain import comparison, operations, outcomes
 from app.domain.operations import OperationKind, Subject
 from app.models import Operation, new_id
 from app.runtime import Runtime, open_runtime
 from app.supervisor import Installation
+from tests.databases import connected
 from workers.main import JOBS
 from workers.runner import Runner
 from workers.watchdog import Watchdog
@@ -207,10 +209,8 @@ class Bench:
 @asynccontextmanager
 async def opened(installation: Installation) -> AsyncIterator[Bench]:
     """Everything that is watched."""
-    url = installation.settings.database_url
-    assert url is not None
-    database = await asyncpg.connect(url.get_secret_value())
     async with (
+        connected(database_url(installation.settings)) as database,
         open_runtime(installation.settings, process="bench") as runtime,
         Client(installation.url, installation.token) as client,
         httpx.AsyncClient(
@@ -218,7 +218,6 @@ async def opened(installation: Installation) -> AsyncIterator[Bench]:
         ) as planes,
     ):
         yield Bench(installation, runtime, client, planes, database)
-    await database.close()
 
 
 async def rollout(

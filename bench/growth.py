@@ -19,6 +19,7 @@ from uuid import UUID
 import asyncpg
 
 from app.connectors.contract import DeviceReport, InstallState, Member
+from app.database import database_url
 from app.domain import devices
 from app.domain.devices import ROLLOUT_STATES
 from app.models import DeviceState, RingDeployment
@@ -26,6 +27,7 @@ from app.runtime import Runtime, open_runtime
 from bench.installation import servers
 from bench.report import Comparison, Goal, Report
 from bench.rounds import Once, Size, alternate
+from tests.databases import connected
 from tests.factories import NOON, make_deployment
 
 PAGE = 999
@@ -211,14 +213,15 @@ async def require_stored(stage: Stage, expected: Counter[str]) -> None:
 @asynccontextmanager
 async def staged(number: int) -> AsyncIterator[Stage]:
     """Servers, and the first lane of a deployment of so many devices."""
-    async with servers() as settings, open_runtime(settings, process="bench") as runtime:
+    async with (
+        servers() as settings,
+        connected(database_url(settings)) as connection,
+        open_runtime(settings, process="bench") as runtime,
+    ):
         async with runtime.transaction() as session:
             lane_id = (await make_deployment(session)).lanes[0].id
-        assert settings.database_url is not None
-        connection = await asyncpg.connect(settings.database_url.get_secret_value())
         reports = [
             DeviceReport(f"device-{each:012}", f"PC-{each:06}", *ANSWERS[each % len(ANSWERS)])
             for each in range(number)
         ]
         yield Stage(runtime, connection, lane_id, reports)
-        await connection.close()

@@ -19,6 +19,7 @@ from functools import partial
 from typing import IO, Any
 
 import asyncpg
+from sqlalchemy import make_url
 
 from app.settings import Settings
 from bench.answering import Server, answering
@@ -27,6 +28,7 @@ from bench.queues import product
 from bench.queues.place import Place
 from bench.report import Comparison, Goal, Report
 from bench.rounds import Once, Size, alternate
+from tests.databases import connected
 from tests.waiting import eventually
 
 OURS, OURS_TWICE = "this product, one worker", "this product, two workers"
@@ -169,8 +171,7 @@ async def of_the_product(contest: Contest, *, processes: int) -> float:
     """One round; every operation has to be SUCCEEDED, at its first attempt."""
     already = await product.finished(contest.place)
     async with AsyncExitStack() as stack:
-        connection = await asyncpg.connect(contest.place.database_url)
-        stack.push_async_callback(connection.close)
+        connection = await stack.enter_async_context(connected(make_url(contest.place.database_url)))
         for _ in range(processes):
             await stack.enter_async_context(working("product", contest))
         await drained(connection, contest.place, contest.warm)

@@ -14,18 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-import asyncpg
 import httpx
 
 from app import examples
+from app.database import database_url
 from app.settings import BreakerSettings, WorkerSettings
 from app.supervisor import Installation
-from bench.accept import database_of
 from bench.installation import installed
 from bench.load import Load, send
 from bench.report import Comparison, Goal, Report
 from bench.rounds import Size
 from bench.watching import MB, Sample, Stored, Watch
+from tests.databases import connected
 from tests.installation import FLEET, MADE_ONCE, quick_policy
 from tests.servers import scratch_folder
 
@@ -59,6 +59,7 @@ FLAT = {
 }
 """How much more the last quarter may have than the second: what must be, and what is aimed at."""
 PEAKS = ("open rollouts", "wake-ups in the queues", "age of the oldest state")
+COMPLETED = "SELECT count(*) FROM deployments WHERE status = 'COMPLETED'"
 NONE = {
     "deployments that did not complete": "SELECT count(*) FROM deployments WHERE status <> 'COMPLETED'",
     "deployments whose history has gaps": """
@@ -195,15 +196,13 @@ async def drain(product: Installation) -> float:
     Raises:
         SystemExit: something cannot end by itself, or did not in time.
     """
-    began, database = time.monotonic(), await asyncpg.connect(database_of(product))
-    try:
+    began = time.monotonic()
+    async with connected(database_url(product.settings)) as database:
         while await database.fetchval("SELECT count(*) FROM deployments WHERE finished_at IS NULL"):
             late = time.monotonic() - began > DRAIN
             if stuck := await database.fetch(LATE if late else STUCK):
                 raise SystemExit(f"not everything ends: {[dict(each) for each in stuck]}")
             await asyncio.sleep(0.2)
-    finally:
-        await database.close()
     return time.monotonic() - began
 
 
@@ -213,11 +212,10 @@ async def require_all(product: Installation, planes: httpx.AsyncClient, at_least
     Raises:
         SystemExit: something was lost, or done twice.
     """
-    database = await asyncpg.connect(database_of(product))
-    completed = int(await database.fetchval("SELECT count(*) FROM deployments WHERE status = 'COMPLETED'"))
-    wrong = {what: found for what, query in NONE.items() if (found := await database.fetchval(query))}
-    changes = await database.fetch("SELECT plane, key FROM effects WHERE action = 'assign'")
-    await database.close()
+    async with connected(database_url(product.settings)) as database:
+        completed = int(await database.fetchval(COMPLETED))
+        wrong = {what: found for what, query in NONE.items() if (found := await database.fetchval(query))}
+        changes = await database.fetch("SELECT plane, key FROM effects WHERE action = 'assign'")
     if completed < at_least or wrong:
         raise SystemExit(f"{completed} of {at_least} have completed; what must not be: {wrong}")
     for plane in EXAMPLES:

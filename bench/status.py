@@ -10,8 +10,7 @@ import http.client
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,11 +23,13 @@ from starlette.requests import Request
 
 from app.api.devices import BY_LANE
 from app.api.paging import page_request
+from app.database import database_url
 from app.supervisor import Installation
-from bench.accept import database_of, intent
+from bench.accept import intent
 from bench.installation import installed
 from bench.report import Comparison, Goal, Report
 from bench.rounds import Once, Size, alternate
+from tests.databases import connected
 
 LIMIT = 50
 DEVICES = """
@@ -96,7 +97,7 @@ async def measure(size: Size) -> Report:
     """All on one installation."""
     report = Report("status")
     many, few = size.of(1_000_000, 10_000), size.of(10_000, 1000)
-    async with installed() as installation, connected(installation) as database:
+    async with installed() as installation, connected(database_url(installation.settings)) as database:
         small, large = [await filled(installation, database, number) for number in (few, many)]
         await age(database, small, many)
         ask = partial(compare, report, Asking(installation, size))
@@ -249,13 +250,3 @@ async def require_index(database: asyncpg.Connection) -> None:
     plan = "\n".join(row[0] for row in await database.fetch(EXPLAINED))
     if INDEX not in plan:
         raise SystemExit(f"the index {INDEX} is not used:\n{plan}")
-
-
-@asynccontextmanager
-async def connected(installation: Installation) -> AsyncIterator[asyncpg.Connection]:
-    """To its database."""
-    connection = await asyncpg.connect(database_of(installation))
-    try:
-        yield connection
-    finally:
-        await connection.close()

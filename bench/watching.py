@@ -14,10 +14,11 @@ import asyncpg
 import httpx
 import psutil
 
+from app.database import database_url
 from app.domain.operations import Queue
 from app.redis import open_redis
 from app.supervisor import Installation
-from bench.accept import database_of
+from tests.databases import connected
 from workers.queues import queue_key
 
 MB = 2**20
@@ -88,8 +89,8 @@ class Watch:
     async def __aenter__(self) -> Self:
         product, self._stack = self._product, AsyncExitStack()
         self._processes = {name: psutil.Process(pid_of(product, name)) for name in self._names}
-        self._database = await asyncpg.connect(database_of(product))
-        self._stack.push_async_callback(self._database.close)
+        database = connected(database_url(product.settings))
+        self._database = await self._stack.enter_async_context(database)
         url = product.settings.redis_url
         assert url is not None
         self._valkey = open_redis(url.get_secret_value())
