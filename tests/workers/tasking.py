@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks of the assistant in the hands of workers: asked for, broken, run until they are over."""
 
+import asyncio
+import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import telemetry
 from app.ai.contract import Ask, Reply, StopReason, ToolCall
@@ -19,6 +22,8 @@ from tests.sandbox.stage import Stage
 from tests.waiting import eventually
 from tests.workers.assisted import PLENTY, Assisted, opened
 from tests.workers.conftest import product_runner, run_once
+from workers.ai_tasks import execute_ai_task
+from workers.context import Job, JobFunction, Outcome
 
 LOCK = 0x7461736B  # "task"
 HOLD = """
@@ -207,6 +212,25 @@ async def reached(assisted: Assisted) -> None:
             return int(await connection.scalar(WAITS, {"lock": LOCK}) or 0)
 
     await eventually(waiting, within=10)
+
+
+def stopped_before(position: int, go_on: asyncio.Event) -> JobFunction:
+    """The job, which looks at the action there only once it may."""
+
+    async def run(job: Job) -> Outcome:
+        numbers = itertools.count(-1)  # the first transaction begins the task
+
+        class Stopping(Job):
+            @asynccontextmanager
+            async def holding(self) -> AsyncIterator[AsyncSession]:
+                if next(numbers) == position:
+                    await go_on.wait()
+                async with Job.holding(self) as session:
+                    yield session
+
+        return await execute_ai_task(Stopping(job.runtime, job.claimed, job.soft_deadline))
+
+    return run
 
 
 async def waiting_behind(assisted: Assisted) -> None:

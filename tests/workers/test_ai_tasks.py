@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from app.domain import ai_decisions, ai_tasks, operations, outcomes, rollback, sweeping
+from app.domain.operations import OperationKind
 from app.domain.sweeping import WATCHES
 from app.errors import ControlPlaneError, IllegalTransition
 from app.models import (
@@ -47,6 +48,7 @@ from tests.workers.tasking import (
     reached,
     row,
     saying,
+    stopped_before,
     untouched,
     waiting_behind,
 )
@@ -703,12 +705,17 @@ class TestAtOnce:
         deployment_id = await stuck(assisted.runtime)
         task = await laid(assisted, deployment_id, *BOTH, kind=TRIAGE)
         started = await assisted.approve(task.id)
+        cancelled = asyncio.Event()
+        jobs = {OperationKind.EXECUTE_AI_TASK: stopped_before(1, cancelled)}
+        runner = product_runner(assisted.runtime, jobs=jobs)
         async with held_at(assisted, 0):
-            running = asyncio.create_task(product_runner(assisted.runtime).deliver({}, str(started)))
+            running = asyncio.create_task(runner.deliver({}, str(started)))
             await reached(assisted)
             cancelling = asyncio.create_task(self.cancel(assisted, started))
             await waiting_behind(assisted)
-        await asyncio.gather(running, cancelling)
+        await cancelling
+        cancelled.set()
+        await running
 
         assert (await row(assisted, started)).status is OperationStatus.CANCELLED
         assert code_of(await assisted.seen(task.id)) == (FAILED, "cancelled")
