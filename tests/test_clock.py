@@ -59,7 +59,7 @@ async def test_it_is_asked_until_it_tells_and_outlives_an_outage(runtime: Runtim
     await eventually(lambda: len(asked) >= 4, within=5)
     keeping.cancel()
 
-    assert abs(clock() - datetime.now(UTC)) < timedelta(seconds=5)
+    assert abs(clock() - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 async def test_a_process_goes_on_without_a_first_answer() -> None:

@@ -132,7 +132,7 @@ async def test_a_rollout_without_variance_does_what_the_forecast_said(world: Wor
         once = [effect for effect in ledger if effect["ring"] is None] if lane["ring"] == "LAB" else []
         assert len(of_ring + once) == ring["lanes"][0]["effects"]
     took = instant(done["finished_at"]) - instant(done["created_at"])
-    assert told["earliest_end"] <= took <= told["earliest_end"] + 20
+    assert told["earliest_end"] <= took <= told["earliest_end"] + 60
     assert told["plane_calls"] / 2 < await calls(world) - before <= told["plane_calls"]
     assert [lane["measurements"] for ring in told["rings"] for lane in ring["lanes"]] == [2, 2, 2]
 

@@ -50,7 +50,7 @@ async def eventually(
         await asyncio.sleep(every)
 
 
-async def quickest(measure: Callable[[], Awaitable[float]], *, below: float, tries: int = 3) -> float:
+async def quickest(measure: Callable[[], Awaitable[float]], *, below: float, tries: int = 8) -> float:
     """The first of some figures that is below this, or the least of them.
 
     A machine that is busy elsewhere delays whom it likes, but not each time.

@@ -33,6 +33,8 @@ UNSETTLED = "".join(map(chr, range(0x21, 0x7F)))
 WINDOW, BACK, TRIES, APART = 8_192, 4_096, 8, 256
 """Of a growing text: the characters that are looked at again each time; how far before its end it may be
 divided, for no secret but a private key is longer; at how many places that is tried, and how far apart."""
+UNDIVIDED = 4 * WINDOW
+"""More characters than that can only be private keys, one behind the other: they are looked at less often."""
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE)
 _W = "[A-Za-z0-9_-]"
 _KEYS = (
@@ -125,14 +127,19 @@ class Unfolding:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._done, self._from = "", 0
+        self._shown, self._next = "", 0
 
     def text(self, grown: str) -> str:
-        """The text as it is now; it begins with what it was the time before."""
+        """The text as it is now, or was shortly before; it begins with what it was the time before."""
+        if len(grown) < self._next:
+            return self._shown
         done, part = self._done, grown[self._from :]
         cut = self._redactor.text(part)
         if len(part) > WINDOW:
             self._divide(part, cut)
-        return done + cut
+        self._shown = done + cut
+        self._next = len(grown) + max(0, len(grown) - self._from - UNDIVIDED) // 4
+        return self._shown
 
     def _divide(self, part: str, cut: str) -> None:
         """Be done with all before a place that no secret stretches across, or will, if one is found."""

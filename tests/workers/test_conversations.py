@@ -213,7 +213,7 @@ async def test_the_time_for_an_answer_begins_with_its_first_run_and_is_not_prolo
     assert first.deadline == second.deadline
     assert began is not None
     assert began == (await newest(alone, conversation.id)).began_at
-    assert abs(first.deadline - began - conversations.ANSWERED_WITHIN).total_seconds() < 2  # type: ignore[operator]
+    assert abs(first.deadline - began - conversations.ANSWERED_WITHIN).total_seconds() < 30  # type: ignore[operator]
 
 
 async def test_one_message_is_answered_at_a_time(alone: Assisted) -> None:
