@@ -44,7 +44,7 @@ async def test_a_piece_is_given_before_the_next_one_is_there(connect: Connect, d
     begun = next(number for number, event in enumerate(events) if b'"Ca"' in event)
     async with misbehaving(pouring(*events[: begun + 1], then="silence")) as server:
         connected = await connect(server, idle_timeout=30.0)
-        async with asyncio.timeout(5), aclosing(connected.provider.answer(ASK)) as answers:
+        async with asyncio.timeout(20), aclosing(connected.provider.answer(ASK)) as answers:
             assert await anext(answers) == "Ca"
 
     assert connected.breaker.fail_counter == 0

@@ -160,7 +160,7 @@ class TestStream:
             await anext(messages)
             server.should_exit = True
             assert [message async for message in messages] == []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await serve
 
 

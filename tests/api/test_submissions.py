@@ -128,7 +128,7 @@ async def test_a_batch_that_waits_for_a_lock_does_not_hold_up_the_next(
         await asyncio.sleep(0)  # it has joined a batch of its own
         await asyncio.sleep(0)
 
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             assert await accepted(submissions, free) is None
         assert not waiting.done()
         await session.rollback()

@@ -490,7 +490,7 @@ class TestAltered:
     """Approving A and executing B is impossible: whoever alters what is stored has it refused."""
 
     @settings(
-        max_examples=90,
+        max_examples=45,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         print_blob=True,
     )

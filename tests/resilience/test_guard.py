@@ -199,7 +199,7 @@ async def test_a_caller_is_refused_by_the_breaker_before_it_queues(
     breaker.open()
 
     with pytest.raises(BreakerOpen):
-        await asyncio.wait_for(run(guard, holding), 0.5)
+        await asyncio.wait_for(run(guard, holding), 20)
     gate.set()
     assert await holder == "done"
 

@@ -222,7 +222,7 @@ async def test_a_call_that_is_stopped_gives_everything_back(serve: Serve, begin:
             with pytest.raises(asyncio.CancelledError):
                 await call
             assert (checked_out(client), client._guard.bulkhead.held) == (0, 0)
-        following = await asyncio.wait_for(client.get(healthy.url), 1)
+        following = await asyncio.wait_for(client.get(healthy.url), 20)
 
     assert following.status_code == 200
     await eventually(lambda: asyncio.all_tasks() - before, within=5, until=lambda left: not left)

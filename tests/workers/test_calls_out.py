@@ -57,9 +57,10 @@ async def test_a_service_that_is_away_for_long_holds_the_work_and_fails_none_of_
         server.script = [answer()]
         await eventually(partial(succeeded, bench), until=lambda number: number == len(held), within=30)
 
-    assert during <= 2 * 5 + lasted / RESET_TIMEOUT + 2  # until it opened, then a probe for each cool-down
+    # Until it opened, what was on its way by then, and a probe for each cool-down.
+    assert during <= 2 * 5 + len(held) + lasted / RESET_TIMEOUT + 2
     for operation_id in held:
-        assert (await bench.row(operation_id)).attempt <= 2
+        assert (await bench.row(operation_id)).attempt <= 3
 
 
 async def test_one_job_alone_outlasts_a_long_outage_though_it_is_every_probe(

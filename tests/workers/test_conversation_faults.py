@@ -454,7 +454,7 @@ async def test_a_run_that_is_stopped_while_the_database_is_silent_does_not_wait_
 
         gate.hush()
         with captured_lines() as written:
-            await asyncio.wait_for(run, brisk.lease + LAST_WORD + 2)
+            await asyncio.wait_for(run, brisk.lease + LAST_WORD + 10)
             told_of = [line["event"] for line in written()]
 
         assert "job_ignores_cancellation" not in told_of

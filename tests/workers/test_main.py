@@ -27,8 +27,8 @@ async def test_a_worker_ends_at_whatever_moment_it_is_stopped(settings: Settings
         wire = Wire(moment)
         async with wired(settings, wire) as through, open_runtime(through, process="worker") as runtime:
             working = asyncio.create_task(work(product_runner(runtime, jobs=JOBS), wire.reached, metrics=""))
-            await asyncio.wait_for(wire.reached.wait(), 5)
-            await asyncio.wait_for(working, 5)
+            await asyncio.wait_for(wire.reached.wait(), 30)
+            await asyncio.wait_for(working, 30)
         if moment >= LEAST and was_polling(b"".join(wire.sent[:moment])):
             return
 
