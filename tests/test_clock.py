@@ -9,7 +9,7 @@ from app.runtime import Runtime, database_time
 from tests.factories import NOON
 from tests.waiting import eventually
 
-HOUR, MOMENT = timedelta(hours=1), timedelta(milliseconds=200)
+HOUR, MOMENT = timedelta(hours=1), timedelta(seconds=2)
 
 
 def test_until_the_database_has_told_it_is_the_machines_time() -> None:
