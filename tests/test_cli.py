@@ -263,10 +263,8 @@ async def test_the_check_tells_a_plane_that_does_not_answer(settings: Settings) 
 
 
 async def test_the_check_asks_the_language_model(settings: Settings, stage: Stage) -> None:
-    stage.app = app = create_app()
-    async with app.router.lifespan_context(app):
+    async with stage.showing(create_app()):
         findings = await findings_of(settings.model_copy(update={"sandbox_url": stage.url}))
-    stage.app = None
 
     assert findings["assistant"].level is Level.OK
     assert "sandbox-scripted" in findings["assistant"].detail

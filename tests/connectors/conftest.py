@@ -107,12 +107,10 @@ async def sandbox(plane: Plane, stage: Stage) -> AsyncIterator[Sandbox]:
     ahead = [0.0]
     app = create_app(scale=SCALE, clock=lambda: time.time() + ahead[0])
     recorder = Recorder(app)
-    async with app.router.lifespan_context(app):
-        stage.app = recorder
+    async with stage.showing(app, through=recorder):
         running = Sandbox(stage.url, recorder, ahead, plane)
         yield running
         running.http.close()
-        stage.app = None
     known = [contract for contract in CONTRACTS_OF.get(plane, ()) if contract.is_at_hand]
     pairs = product(known, recorder.exchanges)
     assert [problem for contract, exchange in pairs for problem in contract.problems(exchange)] == []

@@ -13,7 +13,7 @@ from app.resilience import (
 )
 from tests.resilience.misbehaving import Misbehaving
 
-QUICK = RetryProfile(attempts=3, shortest=0.01, longest=0.02, attempt_timeout=1.0, total=10.0)
+QUICK = RetryProfile(attempts=3, shortest=0.01, longest=0.02, attempt_timeout=5.0, total=30.0)
 Make = Callable[..., ResilientClient]
 
 

@@ -26,9 +26,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def tenant(stage: Stage, clock: Clock, graph_contract: Contract | None) -> AsyncIterator[Tenant]:
-    app = create_app(clock=clock)
-    async with app.router.lifespan_context(app):
-        stage.app = app
+    async with stage.showing(create_app(clock=clock)):
         tenant = Tenant(stage.url, clock, graph_contract)
         yield tenant
         tenant.close()

@@ -184,17 +184,14 @@ async def opened(
     settings: Settings, stage: Stage, *, provider: str = "openai", **ai: str
 ) -> AsyncIterator[Assisted]:
     """With a scripted model of one wire format; ``ai``: other settings of ``EUCORA_AI__…``."""
-    app = create_app(scale=SCALE, clock=time.time)
     base = {"openai": f"{stage.url}/openai/v1", "anthropic": f"{stage.url}/anthropic"}[provider]
     given = {"provider": provider, "model": "sandbox-scripted", "base_url": base, "api_key": KEY, **ai}
     own = settings.model_copy(update={"ai": {name: SecretStr(value) for name, value in given.items()}})
-    async with app.router.lifespan_context(app):
-        stage.app = app
-        async with (
-            open_runtime(own, process="test") as runtime,
-            httpx.AsyncClient(verify=PLAIN, base_url=stage.url, trust_env=False) as http,
-        ):
-            author = await actor(runtime, "Alice", Role.PACKAGER)
-            approver = await actor(runtime, "Bob", Role.APPROVER)
-            yield Assisted(runtime, http, author, approver, provider)
-        stage.app = None
+    async with (
+        stage.showing(create_app(scale=SCALE, clock=time.time)),
+        open_runtime(own, process="test") as runtime,
+        httpx.AsyncClient(verify=PLAIN, base_url=stage.url, trust_env=False) as http,
+    ):
+        author = await actor(runtime, "Alice", Role.PACKAGER)
+        approver = await actor(runtime, "Bob", Role.APPROVER)
+        yield Assisted(runtime, http, author, approver, provider)

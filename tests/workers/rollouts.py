@@ -114,18 +114,15 @@ async def opened(
     settings: Settings, stage: Stage, *, plane: Plane = Plane.ANSIBLE, **given: Any
 ) -> AsyncIterator[Rollout]:
     """A rollout that is yet to be submitted, with a small fleet; ``given``: other settings."""
-    app = create_app(scale=SCALE, clock=time.time)
-    async with app.router.lifespan_context(app):
-        stage.app = app
-        own = settings.model_copy(update={"sandbox_url": stage.url, **given})
-        async with (
-            open_runtime(own, process="test") as runtime,
-            httpx.AsyncClient(verify=PLAIN, base_url=stage.url, trust_env=False) as http,
-        ):
-            made = Rollout(runtime, http, plane=plane)
-            await made.fleet()
-            yield made
-        stage.app = None
+    own = settings.model_copy(update={"sandbox_url": stage.url, **given})
+    async with (
+        stage.showing(create_app(scale=SCALE, clock=time.time)),
+        open_runtime(own, process="test") as runtime,
+        httpx.AsyncClient(verify=PLAIN, base_url=stage.url, trust_env=False) as http,
+    ):
+        made = Rollout(runtime, http, plane=plane)
+        await made.fleet()
+        yield made
 
 
 async def pushed(rollout: Rollout, stage: Stage, **overrides: Any) -> None:
