@@ -109,12 +109,13 @@ class Crew:
         self._environment = os.environ | supervisor.environment(settings)
         self._folder = folder
         self._numbers = itertools.count()
-        self._alive: list[asyncio.subprocess.Process] = []
+        self._alive: dict[asyncio.subprocess.Process, Path] = {}
 
     @property
-    def pids(self) -> list[int]:
-        """The living ones, in the order in which they were started."""
-        return [process.pid for process in self._alive]
+    def at_work(self) -> list[int]:
+        """Those living that have begun an operation, in the order in which they were started."""
+        begun = b"operation_started"
+        return [process.pid for process, log in self._alive.items() if begun in log.read_bytes()]
 
     async def keep(self, size: int) -> None:
         """Until cancelled; then all of them are stopped."""
@@ -129,13 +130,14 @@ class Crew:
     async def _keep_one(self) -> None:
         command = (sys.executable, "-m", "app.cli", "worker")
         while True:
-            with (self._folder / f"storm-worker-{next(self._numbers)}.log").open("wb") as log:
+            path = self._folder / f"storm-worker-{next(self._numbers)}.log"
+            with path.open("wb") as log:
                 process = await asyncio.create_subprocess_exec(
                     *command, env=self._environment, stdout=log, stderr=log
                 )
-            self._alive.append(process)
+            self._alive[process] = path
             await process.wait()
-            self._alive.remove(process)
+            del self._alive[process]
 
 
 @asynccontextmanager
@@ -194,14 +196,18 @@ async def _post(http: httpx.AsyncClient, number: int, body: Json) -> Json:
 async def pull_plugs(
     world: World, crew: Crew, size: Size, weather: Weather, over: Callable[[], float]
 ) -> None:
-    """Kill a worker again and again; empty Redis twice and crash PostgreSQL once on the way."""
+    """Kill a worker again and again; empty Redis twice and crash PostgreSQL once on the way.
+
+    Who is killed was at work the time before: where all die before they work, nothing is shown but that.
+    """
     dice = random.Random(size.seed)
     emptied_at = sorted(dice.uniform(*SHARES) for _ in range(2))
-    crashed_at = dice.uniform(*SHARES)
+    crashed_at, at_work = dice.uniform(*SHARES), list[int]()
     while True:
         await asyncio.sleep(size.kill_every)
-        if crew.pids:
-            _kill(dice.choice(crew.pids), signal.SIGKILL)
+        before, at_work = at_work, crew.at_work
+        if still := [pid for pid in at_work if pid in before]:
+            _kill(dice.choice(still), signal.SIGKILL)
             weather.kills += 1
         if weather.emptied < len(emptied_at) and over() >= emptied_at[weather.emptied]:
             await _empty_redis(world)

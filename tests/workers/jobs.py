@@ -30,7 +30,7 @@ TABLES = (
     "CREATE TABLE effects_of_jobs (operation_id uuid, pid int)",
 )
 Values = Mapping[str, Any]
-QUICK = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=2.0, total=10.0)
+QUICK = RetryProfile(attempts=2, shortest=0.01, longest=0.02, attempt_timeout=5.0, total=20.0)
 
 
 async def note(job: Job) -> None:
